@@ -1,0 +1,2 @@
+//! The command line of l4tool.
+fn main() {}
