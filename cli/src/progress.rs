@@ -22,6 +22,7 @@ impl Progress for Bars {
             Unit::Bytes => "{binary_bytes} of {binary_total_bytes}  {binary_bytes_per_sec}",
             Unit::Tokens => "{human_pos} of {human_len} tokens  {per_sec}",
             Unit::Layers => "layer {human_pos} of {human_len}",
+            Unit::Tensors => "{human_pos} of {human_len} tensors",
         };
         let template = format!("{{prefix:>22}} [{{bar:30}}] {{percent:>3}}%  {counts}  {{eta}} left");
         let style = ProgressStyle::with_template(&template).expect("a fixed template").progress_chars("=> ");
@@ -90,6 +91,7 @@ impl Lines {
             }
             Unit::Tokens => format!("{} of {} tokens, {rate:.0}/s", phase.done, phase.total),
             Unit::Layers => format!("{} of {} layers", phase.done, phase.total),
+            Unit::Tensors => format!("{} of {} tensors", phase.done, phase.total),
         };
         let left = left.map_or_else(String::new, |seconds| {
             format!(", {} left", HumanDuration(Duration::from_secs_f64(seconds.min(1e9))))
@@ -135,6 +137,7 @@ impl Events {
             Unit::Bytes => "bytes",
             Unit::Tokens => "tokens",
             Unit::Layers => "layers",
+            Unit::Tensors => "tensors",
         };
         json!({"event": kind, "phase": phase.name, "unit": unit, "done": phase.done, "total": phase.total,
                "per_second": rate, "seconds_left": left})

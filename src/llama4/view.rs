@@ -14,7 +14,8 @@ use super::expected::{Expected, expected};
 use super::names::{Part, Prefixes, Role, logical_name};
 use crate::checkpoint::{Checkpoint, TensorInfo};
 use crate::dtype::Dtype;
-use crate::quant::block::{Float, Layout};
+use crate::kernels::Float;
+use crate::quant::Layout;
 use crate::quant::scheme::Scheme;
 
 /// Index of a tensor in [`Checkpoint::tensors`].
@@ -184,7 +185,7 @@ impl Llama4 {
         let Some(first) = bad.first() else { return Ok(()) };
         let more = if bad.len() > 1 { format!(" (and {} more)", bad.len() - 1) } else { String::new() };
         Err(crate::error::hint(
-            format!("`{}`: `{}` {}{more}", self.checkpoint.root().display(), first.name, first.message),
+            format!("`{}`: `{}` {}{more}", self.checkpoint.folder().display(), first.name, first.message),
             "`l4tool inspect` lists everything that is missing or does not fit",
         ))
     }

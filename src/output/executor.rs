@@ -7,8 +7,7 @@
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Mutex, OnceLock};
+use std::sync::OnceLock;
 
 use anyhow::{Context, Result, bail};
 use xxhash_rust::xxh3::Xxh3;
@@ -18,17 +17,20 @@ use super::journal::Finished;
 use super::partial::Partial;
 use super::plan::{OutFile, Plan, Task};
 use super::preflight;
-use super::work::{Buffers, Source};
-use crate::error::Interrupted;
+use super::work::Buffers;
 use crate::llama4::Llama4;
+use crate::parallel;
 use crate::progress::{Control, Unit};
-use crate::quant::ErrorTotals;
+use crate::quant::Errors;
+
+/// Bytes that are read at a time to see whether finished work is still there.
+const RECHECK_BYTES: usize = 1 << 20;
 
 /// What a finished run of a plan leaves to report.
 #[derive(Debug)]
 pub struct Filled {
     /// For every task, the error sums of its parts.
-    pub totals: Vec<Vec<ErrorTotals>>,
+    pub totals: Vec<Vec<Errors>>,
     /// For every file, its SHA-256 in hex.
     pub digests: Vec<String>,
     /// Tasks that an earlier run had finished.
@@ -45,7 +47,7 @@ struct Target<'a> {
 /// Fills every file of `plan` inside `partial`, going on from `finished`.
 ///
 /// # Errors
-/// [`Interrupted`] after a safe stop; [`super::work::BadWeight`] if a weight cannot be used; otherwise what the disk or
+/// [`Interrupted`](crate::error::Interrupted) after a safe stop; [`super::work::BadWeight`] if a weight cannot be used; otherwise what the disk or
 /// the source refused, with the name of the file or the weight.
 pub fn fill(
     plan: &Plan,
@@ -58,7 +60,7 @@ pub fn fill(
     let targets = plan.files.iter().map(|file| Target::create(&folder, file)).collect::<Result<Vec<_>>>()?;
     let run = Run {
         plan,
-        source: Source { model },
+        model,
         partial,
         targets,
         totals: plan.tasks.iter().map(|_| OnceLock::new()).collect(),
@@ -69,17 +71,20 @@ pub fn fill(
     let pending: Vec<usize> = (0..plan.tasks.len()).filter(|&task| run.totals[task].get().is_none()).collect();
     let done_bytes = plan.source_bytes() - pending.iter().map(|&task| plan.tasks[task].source_bytes).sum::<u64>();
     control.progress.start("writing", plan.source_bytes(), done_bytes, Unit::Bytes);
-    run.in_parallel(&pending, |task, buffers| run.perform(task, buffers))?;
+    let workers = preflight::workers(plan, control)?;
+    parallel::for_each(pending.len(), workers, control, Buffers::default, |buffers, index| {
+        run.perform(pending[index], buffers)
+    })?;
     control.progress.finish();
     run.close(kept)
 }
 
 struct Run<'a> {
     plan: &'a Plan,
-    source: Source<'a>,
+    model: &'a Llama4,
     partial: &'a Partial,
     targets: Vec<Target<'a>>,
-    totals: Vec<OnceLock<Vec<ErrorTotals>>>,
+    totals: Vec<OnceLock<Vec<Errors>>>,
     control: &'a Control<'a>,
 }
 
@@ -142,10 +147,9 @@ impl Run<'_> {
         let bytes = |task: usize| self.plan.tasks[task].writes.iter().map(|region| region.bytes).sum::<u64>();
         let total = known.iter().map(|done| bytes(done.task)).sum();
         self.control.progress.start("checking finished work", total, 0, Unit::Bytes);
-        let order: Vec<usize> = (0..known.len()).collect();
-        self.in_parallel(&order, |index, buffers| {
+        let chunk = || vec![0; RECHECK_BYTES];
+        parallel::for_each(known.len(), self.control.threads, self.control, chunk, |chunk, index| {
             let Finished { task, digest, totals } = &known[index];
-            let chunk = buffers.scratch(1 << 20);
             if self.digest_on_disk(*task, chunk)? == *digest && self.totals[*task].set(totals.clone()).is_ok() {
                 self.mark_finished(*task)?;
             }
@@ -178,15 +182,15 @@ impl Run<'_> {
     /// Computes one task, writes it and records it.
     fn perform(&self, index: usize, buffers: &mut Buffers) -> Result<()> {
         let task: &Task = &self.plan.tasks[index];
-        let totals = task.work.run(&self.source, &task.writes, buffers)?;
+        let totals = task.work.run(self.model, &task.writes, buffers)?;
         let mut digest = Xxh3::new();
-        for (region, bytes) in task.writes.iter().zip(task.work.results(&self.source, buffers)) {
+        for (region, bytes) in task.writes.iter().zip(task.work.results(self.model, buffers, task.writes.len())) {
             assert_eq!(bytes.len() as u64, region.bytes, "`{}`", self.plan.tensors[region.tensor].name);
             let (file, offset) = self.plan.place(region);
             self.targets[file].write(bytes, offset)?;
             digest.update(bytes);
         }
-        task.work.release(&self.source);
+        task.work.release(self.model);
         self.partial.journal.append(&Finished { task: index, digest: digest.digest(), totals: totals.clone() })?;
         self.totals[index].set(totals).expect("a task runs once");
         self.mark_finished(index)?;
@@ -198,35 +202,6 @@ impl Run<'_> {
         for region in &self.plan.tasks[task].writes {
             let (file, start) = self.plan.place(region);
             self.targets[file].finished(start, start + region.bytes)?;
-        }
-        Ok(())
-    }
-
-    /// Runs `step` on every item, in order, on as many workers as threads and memory allow. The first error ends it.
-    fn in_parallel(&self, items: &[usize], step: impl Fn(usize, &mut Buffers) -> Result<()> + Sync) -> Result<()> {
-        let workers = preflight::workers(self.plan, self.control)?.min(items.len().max(1));
-        let next = AtomicUsize::new(0);
-        let failed = AtomicBool::new(false);
-        let first_error = Mutex::new(None);
-        std::thread::scope(|scope| {
-            for _ in 0..workers {
-                scope.spawn(|| {
-                    let mut buffers = Buffers::default();
-                    while !failed.load(Ordering::Relaxed) && !self.control.stop_requested() {
-                        let Some(&item) = items.get(next.fetch_add(1, Ordering::Relaxed)) else { break };
-                        if let Err(error) = step(item, &mut buffers) {
-                            failed.store(true, Ordering::Relaxed);
-                            first_error.lock().expect("no worker panics holding it").get_or_insert(error);
-                        }
-                    }
-                });
-            }
-        });
-        if let Some(error) = first_error.into_inner().expect("no worker panics holding it") {
-            return Err(error);
-        }
-        if next.into_inner() < items.len() {
-            return Err(Interrupted.into());
         }
         Ok(())
     }

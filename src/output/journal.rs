@@ -21,7 +21,7 @@ use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
 use crate::error::hint;
-use crate::quant::ErrorTotals;
+use crate::quant::Errors;
 
 const SCHEMA: &str = "l4tool.journal/1";
 
@@ -42,7 +42,7 @@ pub struct Finished {
     /// XXH3 of the task's buffers, one after the other.
     pub digest: u64,
     /// Error sums of each part of the task.
-    pub totals: Vec<ErrorTotals>,
+    pub totals: Vec<Errors>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -117,7 +117,7 @@ fn line(finished: &Finished) -> Result<String> {
     let totals = finished
         .totals
         .iter()
-        .map(|t| [hex(t.sum_sq_weight), hex(t.sum_sq_error), hex(t.sum_sq_error_rtn), hex(t.max_abs_error)])
+        .map(|t| [hex(t.sum_sq_weight), hex(t.sum_sq_error), hex(t.sum_sq_error_rtn), hex(t.max_abs_error.into())])
         .collect();
     let line = Line { task: finished.task, digest: format!("{:016x}", finished.digest), totals };
     Ok(serde_json::to_string(&line)? + "\n")
@@ -127,11 +127,11 @@ fn parse(text: &[u8]) -> Option<Finished> {
     let line: Line = serde_json::from_slice(text).ok()?;
     let number = |hex: &String| u64::from_str_radix(hex, 16).ok();
     let totals = line.totals.iter().map(|[weight, error, rtn, max]| {
-        Some(ErrorTotals {
+        Some(Errors {
             sum_sq_weight: f64::from_bits(number(weight)?),
             sum_sq_error: f64::from_bits(number(error)?),
             sum_sq_error_rtn: f64::from_bits(number(rtn)?),
-            max_abs_error: f64::from_bits(number(max)?),
+            max_abs_error: f64::from_bits(number(max)?) as f32,
         })
     });
     Some(Finished { task: line.task, digest: number(&line.digest)?, totals: totals.collect::<Option<_>>()? })
@@ -172,7 +172,7 @@ mod tests {
     }
 
     fn done(task: usize) -> Finished {
-        let totals = ErrorTotals {
+        let totals = Errors {
             sum_sq_weight: 0.1 + task as f64,
             sum_sq_error: f64::MIN_POSITIVE / 3.0,
             sum_sq_error_rtn: 1e300,
