@@ -1,1 +1,3 @@
 //! dtype
+pub mod fp8;
+pub mod int4;
