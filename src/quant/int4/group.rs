@@ -1,0 +1,245 @@
+//! One group of sixteen outputs: its scale, its codes, its error.
+//!
+//! The search fixes the codes that a few shrunken scales give, takes the codes that can fit the weights best, and the
+//! scale that fits them (least squares), rounds it to BF16 and codes the weights anew, exactly as round-to-nearest does
+//! with its scale. A result that is not clearly better than round-to-nearest's, measured in the same way, is dropped.
+
+use crate::kernels::{LANES, Lanes, Simd, Words};
+use crate::quant::tally::{CHUNK, Sums, Tally, Unit};
+
+/// The scales that are tried, relative to round-to-nearest's.
+const SHRINK: [f32; 3] = [0.97, 0.89, 0.81];
+
+/// What an error must come down to, relative to round-to-nearest's, to count as better. Errors are sums in `f32` over
+/// [`CHUNK`] values, so that a smaller difference could be rounding.
+const BETTER: f64 = 1.0 - 1.0 / 65536.0;
+
+/// The scale of a group whose own would be zero: BF16's epsilon (compressed-tensors, `_get_dtype_eps`).
+const EPSILON: f32 = 0.0078125;
+
+/// 1.5 * 2^23, plus 8. Adding it to a float of small magnitude rounds that to an integer, ties to even, and leaves the
+/// integer plus 8 in the low bits.
+const ROUNDER: f32 = 12_582_920.0;
+
+/// Weights to be coded: a row holds one input's for sixteen outputs. Codes go to nibble `place` and on of the words.
+pub(super) struct Job<'a> {
+    pub(super) rows: &'a [Lanes],
+    pub(super) place: usize,
+}
+
+/// What came out, per output.
+pub(super) struct Coded {
+    pub(super) scale: [f32; LANES],
+    pub(super) zero: [f32; LANES],
+    pub(super) tally: Tally,
+    pub(super) error_rtn: [f64; LANES],
+}
+
+/// A scale and a zero point.
+struct Grid<S: Simd> {
+    scale: S::F,
+    zero: S::F,
+}
+
+impl<S: Simd> Clone for Grid<S> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<S: Simd> Copy for Grid<S> {}
+
+/// Codes a group into `words` (of which its nibbles are zero before); `None`: something is not finite. `spare` is twice
+/// as long as `words`.
+#[inline(always)]
+pub(super) fn quantize<S: Simd, const ASYMMETRIC: bool, const SEARCH: bool>(
+    s: S,
+    job: &Job<'_>,
+    words: &mut [Words],
+    spare: &mut [Words],
+) -> Option<Coded> {
+    let grid = rtn_grid::<S, ASYMMETRIC>(s, job.rows)?;
+    let unit = Unit::of(s, grid.scale);
+    let mut scale = [0.0; LANES];
+    let mut zero = [0.0; LANES];
+    s.store(grid.scale, &mut scale);
+    s.store(grid.zero, &mut zero);
+    let (tally, rtn) = if SEARCH {
+        let (plain, other) = spare.split_at_mut(words.len());
+        let range = job.place / 8..(job.place + job.rows.len()).div_ceil(8);
+        plain[range.clone()].fill(Words::ZERO);
+        other[range.clone()].fill(Words::ZERO);
+        let rtn = encode::<S, ASYMMETRIC>(s, job, grid, &unit, plain);
+        let found = search::<S, ASYMMETRIC>(s, job.rows, grid, &unit);
+        let mut tally = encode::<S, ASYMMETRIC>(s, job, found, &unit, other);
+        let mut found_scale = [0.0; LANES];
+        s.store(found.scale, &mut found_scale);
+        let mut keep = [0; LANES];
+        for lane in 0..LANES {
+            if tally.error[lane] < rtn.error[lane] * BETTER {
+                scale[lane] = found_scale[lane];
+                keep[lane] = u32::MAX;
+            } else {
+                tally.error[lane] = rtn.error[lane];
+                tally.max_abs[lane] = rtn.max_abs[lane];
+            }
+        }
+        merge(s, &keep, &mut words[range.clone()], &plain[range.clone()], &other[range]);
+        (tally, rtn.scaled(&unit))
+    } else {
+        let tally = encode::<S, ASYMMETRIC>(s, job, grid, &unit, words);
+        let rtn = tally.clone().scaled(&unit);
+        (tally, rtn)
+    };
+    let finite = rtn.max_abs.iter().all(|x| x.is_finite());
+    finite.then(|| Coded { scale, zero, tally: tally.scaled(&unit), error_rtn: rtn.error })
+}
+
+/// Adds to `words` the nibbles of `found` in the lanes of `keep`, those of `plain` in the others.
+#[inline(always)]
+fn merge<S: Simd>(s: S, keep: &[u32; LANES], words: &mut [Words], plain: &[Words], found: &[Words]) {
+    let keep = s.iload(keep);
+    let drop = s.isub(s.isplat(u32::MAX), keep);
+    for ((word, plain), found) in words.iter_mut().zip(plain).zip(found) {
+        let merged = s.ior(s.iand(s.iload(&plain.0), drop), s.iand(s.iload(&found.0), keep));
+        s.istore(s.ior(s.iload(&word.0), merged), &mut word.0);
+    }
+}
+
+/// Round-to-nearest's scale and zero point; `None`: something is not finite.
+#[inline(always)]
+fn rtn_grid<S: Simd, const ASYMMETRIC: bool>(s: S, rows: &[Lanes]) -> Option<Grid<S>> {
+    // Encodings of magnitudes are ordered as the magnitudes are, and those of infinities and NaN are the largest.
+    let mask = s.isplat(0x7fff_ffff);
+    let mut most = s.isplat(0);
+    let (mut low, mut high) = (s.splat(0.0), s.splat(0.0));
+    for row in rows {
+        let w = s.load(&row.0);
+        most = s.imax(most, s.iand(s.bits(w), mask));
+        if ASYMMETRIC {
+            low = s.min(w, low);
+            high = s.max(w, high);
+        }
+    }
+    let mut lanes = [0; LANES];
+    s.istore(most, &mut lanes);
+    if lanes.iter().any(|&bits| bits >= 0x7f80_0000) {
+        return None;
+    }
+    let zero = s.splat(0.0);
+    let exact = if ASYMMETRIC {
+        s.div(s.sub(high, low), s.splat(15.0))
+    } else {
+        s.div(s.from_bits(most), s.splat(7.5))
+    };
+    let rounded = s.round_bf16(exact);
+    s.istore(s.bits(rounded), &mut lanes);
+    if lanes.iter().any(|&bits| bits >= 0x7f80_0000) {
+        return None;
+    }
+    let scale = s.select_lt(zero, rounded, rounded, s.splat(EPSILON));
+    if !ASYMMETRIC {
+        return Some(Grid { scale, zero });
+    }
+    let shifted = s.sub(s.splat(-8.0), s.div(low, scale));
+    let clamped = s.min(s.max(shifted, s.splat(-8.0)), s.splat(7.0));
+    let point = s.sub(s.add(clamped, s.splat(ROUNDER)), s.splat(ROUNDER));
+    Some(Grid { scale, zero: s.select_lt(zero, rounded, point, zero) })
+}
+
+/// Codes the rows and measures the error.
+#[inline(always)]
+fn encode<S: Simd, const ASYMMETRIC: bool>(
+    s: S,
+    job: &Job<'_>,
+    grid: Grid<S>,
+    unit: &Unit<S>,
+    words: &mut [Words],
+) -> Tally {
+    let mut tally = Tally::ZERO;
+    let nibble = s.isplat(15);
+    let mut sums = Sums::new(s);
+    let (mut k, mut folded) = (0, 0);
+    while k < job.rows.len() {
+        let at = job.place + k;
+        if at % 8 == 0 && k + 8 <= job.rows.len() {
+            let mut word = s.isplat(0);
+            for i in 0..8 {
+                let code = encode_row::<S, ASYMMETRIC>(s, &job.rows[k + i], grid, unit, &mut sums);
+                word = s.ior(word, s.shl(s.iand(code, nibble), 4 * i as u32));
+            }
+            s.istore(word, &mut words[at / 8].0);
+            k += 8;
+        } else {
+            let code = encode_row::<S, ASYMMETRIC>(s, &job.rows[k], grid, unit, &mut sums);
+            let word = s.shl(s.iand(code, nibble), 4 * (at % 8) as u32);
+            let word = s.ior(s.iload(&words[at / 8].0), word);
+            s.istore(word, &mut words[at / 8].0);
+            k += 1;
+        }
+        if k - folded >= CHUNK || k == job.rows.len() {
+            sums.fold(s, &mut tally);
+            folded = k;
+        }
+    }
+    tally
+}
+
+/// Codes one input of sixteen outputs; the code plus 8 is in the low four bits.
+#[inline(always)]
+fn encode_row<S: Simd, const ASYMMETRIC: bool>(
+    s: S,
+    row: &Lanes,
+    grid: Grid<S>,
+    unit: &Unit<S>,
+    sums: &mut Sums<S>,
+) -> S::I {
+    let w = s.load(&row.0);
+    let mut t = s.div(w, grid.scale);
+    if ASYMMETRIC {
+        t = s.add(t, grid.zero);
+    }
+    let clamped = s.min(s.max(t, s.splat(-8.0)), s.splat(7.0));
+    let code = s.add(clamped, s.splat(ROUNDER));
+    let mut steps = s.sub(code, s.splat(ROUNDER));
+    if ASYMMETRIC {
+        steps = s.sub(steps, grid.zero);
+    }
+    let value = s.round_bf16(s.mul(steps, grid.scale));
+    sums.add(s, w, value, unit);
+    s.bits(code)
+}
+
+/// The best scale that the search finds; the zero point stays.
+///
+/// For steps `d = q - z` that are given, the best scale is `a / b` with `a = sum(w d)` and `b = sum(d d)`, and the
+/// squared error that it leaves is `sum(w w) - a a / b`: so the codes to take are those with the largest `a a / b`.
+#[inline(always)]
+fn search<S: Simd, const ASYMMETRIC: bool>(s: S, rows: &[Lanes], grid: Grid<S>, unit: &Unit<S>) -> Grid<S> {
+    const N: usize = SHRINK.len();
+    let zero = s.splat(0.0);
+    let (mut a, mut b, mut reciprocal) = ([zero; N], [zero; N], [zero; N]);
+    for c in 0..N {
+        reciprocal[c] = s.div(s.splat(1.0), s.mul(s.mul(grid.scale, unit.down), s.splat(SHRINK[c])));
+    }
+    let low = s.sub(s.splat(-8.0), grid.zero);
+    let high = s.sub(s.splat(7.0), grid.zero);
+    for row in rows {
+        let w = s.mul(s.load(&row.0), unit.down);
+        for c in 0..N {
+            let t = s.min(s.max(s.mul(w, reciprocal[c]), low), high);
+            let d = s.sub(s.add(t, s.splat(ROUNDER)), s.splat(ROUNDER));
+            a[c] = s.fma(w, d, a[c]);
+            b[c] = s.fma(d, d, b[c]);
+        }
+    }
+    let (mut best, mut ratio) = (zero, zero);
+    for c in 0..N {
+        // With no step at all, `a` is 0 as well, and the ratio must not be 0 / 0.
+        let fit = s.div(a[c], s.max(b[c], s.splat(1.0)));
+        let score = s.mul(a[c], fit);
+        ratio = s.select_lt(best, score, fit, ratio);
+        best = s.max(score, best);
+    }
+    let scale = s.round_bf16(s.mul(ratio, unit.up));
+    Grid { scale: s.select_lt(zero, scale, scale, grid.scale), zero: grid.zero }
+}
