@@ -1,1 +1,3 @@
 //! llama4
+
+pub mod config;
