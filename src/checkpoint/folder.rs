@@ -33,7 +33,10 @@ impl Folder {
         let real = fs::canonicalize(path).map_err(FormatError::io(path, "open"))?;
         let mut homes = Vec::from_iter(cache_blobs(&real));
         homes.push(real);
-        Ok(Self { path: path.to_path_buf(), homes })
+        Ok(Self {
+            path: path.to_path_buf(),
+            homes,
+        })
     }
 
     /// The path of a file in the folder, for messages, and the one behind its symbolic links, to open.
@@ -54,7 +57,10 @@ impl Folder {
     pub(super) fn small_file(&self, name: &str, cap: u64) -> Result<Option<(SideFile, Vec<u8>)>, FormatError> {
         let (path, real) = match self.file(name) {
             Ok(found) => found,
-            Err(FormatError { kind: Kind::Io { source, .. }, .. }) if source.kind() == io::ErrorKind::NotFound => {
+            Err(FormatError {
+                kind: Kind::Io { source, .. },
+                ..
+            }) if source.kind() == io::ErrorKind::NotFound => {
                 return Ok(None);
             }
             Err(error) => return Err(error),
@@ -75,7 +81,9 @@ impl Folder {
         for entry in fs::read_dir(&self.path).map_err(FormatError::io(&self.path, "list"))? {
             let entry = entry.map_err(FormatError::io(&self.path, "list"))?;
             // A name that is not UTF-8 cannot stand in an index, and is no checkpoint file of any tool.
-            let Ok(name) = entry.file_name().into_string() else { continue };
+            let Ok(name) = entry.file_name().into_string() else {
+                continue;
+            };
             // Names with a leading dot are what downloads and editors leave behind.
             if name.ends_with(".safetensors") && !name.starts_with('.') {
                 names.push(name);
