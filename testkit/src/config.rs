@@ -126,6 +126,7 @@ fn text_config(spec: &Spec) -> Map<String, Value> {
                 "full_attention"
             }
         };
+        config.insert("no_rope_layer_interval".into(), json!(4));
         config.insert("layer_types".into(), layers.clone().map(attention).collect());
         config.insert(
             "moe_layers".into(),
