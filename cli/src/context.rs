@@ -101,3 +101,17 @@ fn default_memory() -> u64 {
     });
     machine.map_or(MOST, |kibibytes| MOST.min(kibibytes * 1024 / 2))
 }
+
+fn select_kernels(kernels: Kernels) -> Result<()> {
+    use l4::kernels::{Isa, select};
+    let isa = match kernels {
+        Kernels::Auto => return Ok(()),
+        Kernels::Scalar => Isa::Scalar,
+        Kernels::Avx2 => Isa::Avx2,
+        Kernels::Avx512 | Kernels::Amx => Isa::Avx512,
+    };
+    if let Err(error) = select(Some(isa)) {
+        bail!("--kernels: {error}");
+    }
+    Ok(())
+}

@@ -3,6 +3,7 @@
 //! The only layer that knows a dialect of names and layouts. Commands and everything above talk about logical weights.
 
 pub mod config;
+mod decode;
 mod expected;
 pub mod names;
 mod stored;

@@ -8,6 +8,8 @@ use std::fmt::Write as _;
 
 use serde::Serialize;
 
+use super::config::Model;
+
 /// What a weight is for. The order is the order of a forward pass, which is also the order of output files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -193,6 +195,14 @@ pub struct Prefixes {
 }
 
 impl Prefixes {
+    /// Of a model's architecture.
+    pub fn of(model: Model) -> Self {
+        match model {
+            Model::Multimodal => Self::MULTIMODAL,
+            Model::TextOnly => Self::TEXT_ONLY,
+        }
+    }
+
     /// Of `Llama4ForConditionalGeneration`.
     pub const MULTIMODAL: Self = Self { text: "language_model.model.", head: "language_model." };
     /// Of `Llama4ForCausalLM`.

@@ -191,7 +191,7 @@ impl Llama4 {
     }
 
     fn assign(checkpoint: Checkpoint, config: Config) -> Self {
-        let prefixes = config.prefixes();
+        let prefixes = Prefixes::of(config.model);
         let mut modules: HashMap<&str, Parts> = HashMap::new();
         let mut problems = Vec::new();
         for (id, tensor) in checkpoint.tensors().iter().enumerate() {
@@ -359,7 +359,7 @@ impl Finder<'_> {
         };
         let input_scale = parts.get(&Part::InputScale).copied();
         let shape = &self.tensors[scale].shape;
-        let blocks = self.config.fp8_block();
+        let blocks = self.fp8_block();
         let scheme = match **shape {
             [] | [1] => Scheme::Fp8Tensor { static_input: input_scale.is_some() },
             [rows, 1] if rows == out as u64 => Scheme::Fp8Dynamic,
@@ -375,6 +375,16 @@ impl Finder<'_> {
         };
         self.expect(wanted, scale, &FLOATS, &shape.clone())?;
         Ok(Coding::Fp8 { weight, scale, input_scale, scheme })
+    }
+
+    /// The block size that the config's first scheme with blocks names.
+    fn fp8_block(&self) -> Option<(usize, usize)> {
+        let groups = self.config.quantization.as_ref()?.get("config_groups")?.as_object()?;
+        groups.values().find_map(|group| {
+            let block = group.get("weights")?.get("block_structure")?.as_array()?;
+            let side = |index: usize| usize::try_from(block.get(index)?.as_u64()?).ok().filter(|&side| side > 0);
+            Some((side(0)?, side(1)?))
+        })
     }
 
     fn expect(&self, wanted: &Expected, id: TensorId, dtypes: &[Dtype], shape: &[u64]) -> Result<(), Problem> {

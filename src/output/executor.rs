@@ -12,6 +12,7 @@ use std::sync::OnceLock;
 use anyhow::{Context, Result, bail};
 use xxhash_rust::xxh3::Xxh3;
 
+use super::companions::Companion;
 use super::hash::FileHash;
 use super::journal::Finished;
 use super::partial::Partial;
@@ -223,4 +224,19 @@ impl Run<'_> {
         let totals = self.totals.into_iter().map(|totals| totals.into_inner().expect("every task ran")).collect();
         Ok(Filled { totals, digests, resumed })
     }
+}
+
+/// Writes and syncs a small file beside the weights.
+///
+/// # Errors
+/// The disk refuses; names the file.
+pub fn write_companion(partial: &Partial, file: &Companion) -> Result<()> {
+    use std::io::Write;
+    let path = partial.model().join(&file.name);
+    let write = || {
+        let mut target = File::create(&path)?;
+        target.write_all(&file.contents)?;
+        target.sync_all()
+    };
+    write().with_context(|| format!("writing `{}`", path.display()))
 }

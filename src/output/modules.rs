@@ -8,7 +8,7 @@ use super::plan::{OutTensorId, PlanBuilder, Region, Task};
 use super::work::{Quantized, Work};
 use crate::dtype::Dtype;
 use crate::kernels::Float;
-use crate::llama4::names::Part;
+use crate::llama4::names::{Part, Prefixes};
 use crate::llama4::{Coding, Llama4, Plane, Weight};
 use crate::quant::{Layout, Method};
 use crate::quant::scheme::Scheme;
@@ -78,7 +78,7 @@ struct Stored {
 /// Adds the tensors of a quantized weight (compressed-tensors 0.19, `compressors/*/base.py`).
 fn store(builder: &mut PlanBuilder, model: &Llama4, weight: &Weight, scheme: Scheme) -> Result<Stored> {
     let (out, input) = weight.matrix();
-    let module = model.config.prefixes().physical(&weight.name);
+    let module = Prefixes::of(model.config.model).physical(&weight.name);
     let name = |part: Part| format!("{module}{}", part.suffix());
     let shape = |a: usize, b: usize| vec![a as u64, b as u64];
     builder.begin_module();
@@ -207,7 +207,7 @@ fn plan_copy(builder: &mut PlanBuilder, model: &Llama4, source: usize, float: Op
 fn plan_unfused(builder: &mut PlanBuilder, model: &Llama4, index: usize, plane: Plane) -> Result<()> {
     let weight = &model.weights[index];
     let (out, input) = weight.matrix();
-    let name = format!("{}.weight", model.config.prefixes().physical(&weight.name));
+    let name = format!("{}.weight", Prefixes::of(model.config.model).physical(&weight.name));
     let tensor = builder.tensor(name, dtype(plane.float), vec![out as u64, input as u64])?;
     let row_bytes = input as u64 * plane.float.bytes() as u64;
     let fitting = usize::try_from(TASK_OUTPUT_BYTES_MAX / row_bytes.max(1)).unwrap_or(usize::MAX);

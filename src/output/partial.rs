@@ -86,7 +86,8 @@ impl Partial {
     /// Another process holds it, it belongs to another run (unless `restart`), or the disk refuses.
     pub fn open(out: &Path, identity: &Identity, existing: Existing) -> Result<(Self, Vec<Finished>)> {
         let folder = partial_path(out)?;
-        let context = || format!("creating `{}`", folder.display());
+        let shown = folder.display().to_string();
+        let context = || format!("creating `{shown}`");
         fs::create_dir_all(&folder).with_context(context)?;
         let journal_path = folder.join("journal");
         if existing.restart {

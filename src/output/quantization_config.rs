@@ -22,7 +22,7 @@ fn format(scheme: Scheme) -> &'static str {
 ///
 /// Only linear layers of the decoder may have a scheme.
 pub fn quantization_config(model: &Llama4, schemes: &[Option<Scheme>]) -> Value {
-    let prefixes = model.config.prefixes();
+    let prefixes = Prefixes::of(model.config.model);
     let mut groups: BTreeMap<Option<Scheme>, Selection> = BTreeMap::new();
     for (weight, &scheme) in model.weights.iter().zip(schemes) {
         groups.entry(scheme).or_default().add(weight.role, weight.layer, weight.expert);
