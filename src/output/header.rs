@@ -18,7 +18,7 @@ use serde_json::{Map, Value, json};
 use super::plan::OutTensor;
 
 /// Length prefix and JSON for tensors that follow each other in this order.
-pub fn encode<'a>(tensors: impl Iterator<Item = &'a OutTensor>) -> Vec<u8> {
+pub(super) fn encode<'a>(tensors: impl Iterator<Item = &'a OutTensor>) -> Vec<u8> {
     let mut object = Map::new();
     object.insert("__metadata__".into(), json!({"format": "pt"}));
     let mut start = 0_u64;
@@ -36,7 +36,7 @@ pub fn encode<'a>(tensors: impl Iterator<Item = &'a OutTensor>) -> Vec<u8> {
 }
 
 /// The first name that occurs a second time.
-pub fn first_duplicate<'a>(names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+pub(super) fn first_duplicate<'a>(names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     let mut seen = HashSet::new();
     let mut names = names;
     names.find(|name| !seen.insert(*name))

@@ -29,7 +29,7 @@ use crate::progress::Control;
 use crate::quant::Method;
 use crate::quant::scheme::Scheme;
 
-pub use choose::{Choice, Selection};
+pub use choose::{Choice, Selection, patterns};
 pub use report::{DryRun, LayerReport, Report, WeightReport};
 
 /// What to do.
