@@ -192,6 +192,7 @@ struct Raw {
 }
 
 #[derive(Deserialize)]
+#[serde(expecting = "an object with `dtype`, `shape` and `data_offsets`")]
 struct RawTensor {
     dtype: String,
     shape: Shape,

@@ -26,6 +26,7 @@ pub(super) struct Index {
 }
 
 #[derive(Deserialize)]
+#[serde(expecting = "an object with `weight_map`")]
 struct IndexJson {
     weight_map: Pairs,
 }

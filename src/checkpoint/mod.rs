@@ -18,6 +18,7 @@ mod mmap;
 mod safetensors;
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests;
 
 use std::collections::BTreeMap;

@@ -142,9 +142,10 @@ impl<'a> Fields<'a> {
     ) -> Result<Option<Vec<T>>, ConfigError> {
         let Some(value) = self.get(key) else { return Ok(None) };
         let list = value.as_array().ok_or_else(|| self.wrong(key, value, "a list"))?;
-        let entries = list
-            .iter()
-            .map(|value| entry(value).ok_or_else(|| self.wrong(key, value, wanted)));
+        let entries = list.iter().map(|value| {
+            let problem = || format!("entry `{}` is not {wanted}", shown(&value.to_string()));
+            entry(value).ok_or_else(|| self.error(key, problem()))
+        });
         entries.collect::<Result<_, _>>().map(Some)
     }
 

@@ -10,6 +10,7 @@ mod text;
 mod vision;
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests;
 
 use std::path::{Path, PathBuf};
