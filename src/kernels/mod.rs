@@ -1,3 +1,4 @@
 //! kernels
 
 pub mod gemm;
+pub mod rows;

@@ -102,6 +102,25 @@ fn multiply_add<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
     if FMA { a.mul_add(b, c) } else { a * b + c }
 }
 
+/// Sixteen numbers that the compiler keeps in registers: always passed and returned by value.
+#[derive(Clone, Copy)]
+struct Lanes([f32; LANES]);
+
+impl Lanes {
+    #[inline(always)]
+    fn load<W: Weight>(from: &[W; LANES]) -> Self {
+        Self(std::array::from_fn(|lane| from[lane].widen()))
+    }
+
+    /// `self * factor + sum`.
+    #[inline(always)]
+    fn multiply_add<const FMA: bool>(self, factor: Self, sum: Self) -> Self {
+        Self(std::array::from_fn(|lane| {
+            multiply_add::<FMA>(self.0[lane], factor.0[lane], sum.0[lane])
+        }))
+    }
+}
+
 /// Weights `[n, k]`: one dot product for each output and row.
 #[inline(always)]
 fn dots<W: Weight, const M: usize, const FMA: bool>(
@@ -111,26 +130,22 @@ fn dots<W: Weight, const M: usize, const FMA: bool>(
     width: usize,
     out: &mut [f32],
 ) {
-    let whole = w.cols() / LANES * LANES;
+    let x_lanes: [&[[f32; LANES]]; M] = std::array::from_fn(|i| x[i][..w.cols()].as_chunks().0);
     for j in 0..width {
         let row = w.row(col + j);
-        let mut sums = [[0.0f32; LANES]; M];
-        for (index, weights) in row[..whole].as_chunks::<LANES>().0.iter().enumerate() {
-            let weights = weights.map(W::widen);
-            for (sums, x) in sums.iter_mut().zip(&x) {
-                let x = &x[index * LANES..(index + 1) * LANES];
-                for lane in 0..LANES {
-                    sums[lane] = multiply_add::<FMA>(x[lane], weights[lane], sums[lane]);
-                }
+        let (weights, rest) = row.as_chunks::<LANES>();
+        let x_lanes = x_lanes.map(|lanes| &lanes[..weights.len()]);
+        let mut sums = [Lanes([0.0; LANES]); M];
+        for index in 0..weights.len() {
+            let weights = Lanes::load(&weights[index]);
+            for i in 0..M {
+                sums[i] = Lanes::load(&x_lanes[i][index]).multiply_add::<FMA>(weights, sums[i]);
             }
         }
-        for (i, out) in out.chunks_mut(width).enumerate() {
-            let rest: f32 = x[i][whole..]
-                .iter()
-                .zip(&row[whole..])
-                .map(|(x, w)| x * w.widen())
-                .sum();
-            out[j] = halves(sums[i]) + rest;
+        for i in 0..out.len() / width {
+            let tail = &x[i][row.len() - rest.len()..];
+            let tail: f32 = tail.iter().zip(rest).map(|(x, w)| x * w.widen()).sum();
+            out[i * width + j] = halves(sums[i].0) + tail;
         }
     }
 }
@@ -192,19 +207,18 @@ fn add_lanes<W: Weight, const M: usize, const FMA: bool>(
     start: usize,
     sums: &mut [[f32; IN_OUT_COLS]; M],
 ) {
-    let mut weights = [[0.0f32; LANES]; INPUTS];
-    for (weights, row) in weights.iter_mut().zip(rows) {
-        let row = &row[start..start + LANES];
-        for lane in 0..LANES {
-            weights[lane] = row[lane].widen();
+    let weights: [Lanes; INPUTS] = std::array::from_fn(|p| match rows[p][start..].first_chunk() {
+        Some(lanes) => Lanes::load(lanes),
+        None => Lanes([0.0; LANES]),
+    });
+    for i in 0..M {
+        let Some(out) = sums[i][start..].first_chunk_mut::<LANES>() else {
+            return;
+        };
+        let mut sum = Lanes(*out);
+        for p in 0..INPUTS {
+            sum = Lanes([x[i][p]; LANES]).multiply_add::<FMA>(weights[p], sum);
         }
-    }
-    for (sums, x) in sums.iter_mut().zip(x) {
-        let sums = &mut sums[start..start + LANES];
-        for (x, weights) in x.iter().zip(&weights) {
-            for lane in 0..LANES {
-                sums[lane] = multiply_add::<FMA>(*x, weights[lane], sums[lane]);
-            }
-        }
+        *out = sum.0;
     }
 }
