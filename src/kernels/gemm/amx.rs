@@ -8,9 +8,11 @@
 //! stable. The operating system must grant the tile state to the process (Linux: `arch_prctl`), and each thread configures its tiles.
 
 use super::driver::{Micro, WeightBlock};
-use super::{Layout, View, Weight};
+use super::{Layout, View, Weight, avx512};
 use std::arch::asm;
-use std::arch::x86_64::{__cpuid, __cpuid_count};
+use std::arch::x86_64::{
+    __cpuid, __cpuid_count, _mm512_castps_si512, _mm512_castsi512_ps, _mm512_loadu_si512, _mm512_storeu_si512,
+};
 use std::sync::OnceLock;
 
 /// AMX-BF16 tiles.
@@ -22,6 +24,8 @@ const TILE: usize = 16;
 const DEPTH: usize = 32;
 /// Elements of a tile register that is full of BF16.
 const TILE_LEN: usize = TILE * DEPTH;
+/// Words of a tile register, of two BF16 each.
+const PAIRS_LEN: usize = TILE_LEN / 2;
 /// BF16 parts of an activation.
 const PARTS: usize = 3;
 const ROWS: usize = 2 * TILE;
@@ -79,10 +83,12 @@ static CONFIG: TileConfig = TileConfig {
 
 impl Micro for Tiles {
     type A = u16;
-    type B = u16;
+    /// Two inputs of one output.
+    type B = u32;
     const ROWS: usize = ROWS;
     const COLS: usize = COLS;
     const K_STEP: usize = DEPTH;
+    const B_INPUTS: usize = 2;
     const K_BLOCK: usize = 1024;
     const A_PARTS: usize = PARTS;
 
@@ -102,17 +108,17 @@ impl Micro for Tiles {
         unsafe { pack_x(x, from, k, out) }
     }
 
-    /// Blocks of 32 inputs, each `[half of the columns][16 pairs of inputs][16 columns][2]`.
-    fn pack_w<W: Weight>(w: View<W>, layout: Layout, block: WeightBlock, out: &mut [u16]) {
+    /// Blocks of 32 inputs, each `[half of the columns][16 pairs of inputs][16 columns]` of two inputs.
+    fn pack_w<W: Weight>(w: View<W>, layout: Layout, block: WeightBlock, out: &mut [u32]) {
         // SAFETY: the path needs AVX-512 as well, which `matmul_with` has checked.
         unsafe { pack_w(w, layout, block, out) }
     }
 
-    fn tile(k: usize, rows: usize, a: &[u16], b: &[u16], acc: &mut [f32]) {
+    fn tile(k: usize, rows: usize, a: &[u16], b: &[u32], acc: &mut [f32]) {
         let blocks = k / DEPTH;
         let (a, b, acc) = (
             &a[..blocks * PARTS * 2 * TILE_LEN],
-            &b[..blocks * 2 * TILE_LEN],
+            &b[..blocks * 2 * PAIRS_LEN],
             &mut acc[..ROWS * COLS],
         );
         if blocks == 0 {
@@ -161,36 +167,76 @@ fn pack_x(x: View<f32>, from: usize, k: usize, out: &mut [u16]) {
 }
 
 #[target_feature(enable = "avx512f,avx512bw")]
-fn pack_w<W: Weight>(w: View<W>, layout: Layout, block: WeightBlock, out: &mut [u16]) {
-    if block.cols < COLS || !block.k.is_multiple_of(DEPTH) {
-        out.fill(0);
-    }
-    match layout {
-        Layout::OutIn => {
-            for j in 0..block.cols {
-                let row = &w.row(block.col + j)[block.from..block.from + block.k];
-                let column = j / TILE * TILE_LEN + j % TILE * 2;
-                for (index, row) in row.chunks(DEPTH).enumerate() {
-                    let out = &mut out[index * 2 * TILE_LEN + column..];
-                    for (pair, values) in row.chunks(2).enumerate() {
-                        for (odd, value) in values.iter().enumerate() {
-                            out[pair * DEPTH + odd] = value.bf16_bits();
-                        }
-                    }
-                }
+fn pack_w<W: Weight>(w: View<W>, layout: Layout, block: WeightBlock, out: &mut [u32]) {
+    let steps = block.k.div_ceil(DEPTH);
+    for (index, panel) in out.chunks_exact_mut(steps * 2 * PAIRS_LEN).enumerate() {
+        for (at, tile) in panel.as_chunks_mut::<PAIRS_LEN>().0.iter_mut().enumerate() {
+            let (step, half) = (at / 2, at % 2);
+            let part = Corner {
+                col: index * COLS + half * TILE,
+                from: step * DEPTH,
+            };
+            match layout {
+                Layout::OutIn => pack_out_in(w, block, part, tile),
+                Layout::InOut => pack_in_out(w, block, part, tile),
             }
         }
-        Layout::InOut => {
-            for p in 0..block.k {
-                let row = &w.row(block.from + p)[block.col..block.col + block.cols];
-                let start = p / DEPTH * 2 * TILE_LEN + p % DEPTH / 2 * DEPTH + p % 2;
-                for (half, row) in row.chunks(TILE).enumerate() {
-                    let out = &mut out[start + half * TILE_LEN..];
-                    for (j, value) in row.iter().enumerate() {
-                        out[2 * j] = value.bf16_bits();
-                    }
-                }
+    }
+}
+
+/// First output and input of a tile of weights, counted from those of the block.
+#[derive(Clone, Copy)]
+struct Corner {
+    col: usize,
+    from: usize,
+}
+
+/// Rows of `[n, k]` as words of two inputs each, transposed.
+#[target_feature(enable = "avx512f,avx512bw")]
+fn pack_out_in<W: Weight>(w: View<W>, block: WeightBlock, part: Corner, tile: &mut [u32; PAIRS_LEN]) {
+    let mut lines = [[0u32; TILE]; TILE];
+    let depth = DEPTH.min(block.k - part.from);
+    for (j, line) in lines.iter_mut().enumerate().take(block.cols.saturating_sub(part.col)) {
+        let row = &w.row(block.col + part.col + j)[block.from + part.from..][..depth];
+        let (pairs, last) = row.as_chunks::<2>();
+        for (word, pair) in line.iter_mut().zip(pairs) {
+            *word = u32::from(pair[0].bf16_bits()) | u32::from(pair[1].bf16_bits()) << 16;
+        }
+        if let [last] = last {
+            line[pairs.len()] = u32::from(last.bf16_bits());
+        }
+    }
+    // SAFETY: each line and each row of the tile is sixteen words, as long as a register.
+    unsafe {
+        let lines = lines.map(|line| _mm512_castsi512_ps(_mm512_loadu_si512(line.as_ptr().cast())));
+        for (out, column) in tile.as_chunks_mut::<TILE>().0.iter_mut().zip(avx512::transpose(lines)) {
+            _mm512_storeu_si512(out.as_mut_ptr().cast(), _mm512_castps_si512(column));
+        }
+    }
+}
+
+/// Neighbouring rows of `[k, n]`, joined word by word.
+#[target_feature(enable = "avx512f,avx512bw")]
+fn pack_in_out<W: Weight>(w: View<W>, block: WeightBlock, part: Corner, tile: &mut [u32; PAIRS_LEN]) {
+    let cols = block.cols.saturating_sub(part.col).min(TILE);
+    let bits = |p: usize| {
+        let mut bits = [0u16; TILE];
+        if cols > 0 && p < block.k {
+            let row = &w.row(block.from + p)[block.col + part.col..][..cols];
+            match row.first_chunk::<TILE>() {
+                Some(row) => bits = row.map(W::bf16_bits),
+                None => bits
+                    .iter_mut()
+                    .zip(row)
+                    .for_each(|(bits, value)| *bits = value.bf16_bits()),
             }
+        }
+        bits
+    };
+    for (pair, out) in tile.as_chunks_mut::<TILE>().0.iter_mut().enumerate() {
+        let (even, odd) = (bits(part.from + 2 * pair), bits(part.from + 2 * pair + 1));
+        for (word, (even, odd)) in out.iter_mut().zip(even.into_iter().zip(odd)) {
+            *word = u32::from(even) | u32::from(odd) << 16;
         }
     }
 }
@@ -199,7 +245,7 @@ fn pack_w<W: Weight>(w: View<W>, layout: Layout, block: WeightBlock, out: &mut [
 ///
 /// # Safety
 /// `a` must hold `blocks * 6` tiles, `b` `blocks * 2` tiles, `acc` 32 x 32 floats; `blocks > 0`; the tiles are configured.
-unsafe fn tile_both(blocks: usize, a: *const u16, b: *const u16, acc: *mut f32) {
+unsafe fn tile_both(blocks: usize, a: *const u16, b: *const u32, acc: *mut f32) {
     // SAFETY: reads and writes exactly what the contract names; all registers that change are declared.
     unsafe {
         asm!(
@@ -240,7 +286,7 @@ unsafe fn tile_both(blocks: usize, a: *const u16, b: *const u16, acc: *mut f32) 
 ///
 /// # Safety
 /// As for [`tile_both`].
-unsafe fn tile_upper(blocks: usize, a: *const u16, b: *const u16, acc: *mut f32) {
+unsafe fn tile_upper(blocks: usize, a: *const u16, b: *const u32, acc: *mut f32) {
     // SAFETY: reads and writes no more than the contract names; all registers that change are declared.
     unsafe {
         asm!(

@@ -22,6 +22,8 @@ pub(super) trait Micro {
     const K_STEP: usize;
     /// Inputs per block; a multiple of `K_STEP`.
     const K_BLOCK: usize;
+    /// Inputs in one element of `B`; divides `K_STEP`.
+    const B_INPUTS: usize = 1;
     /// Elements of `A` for each activation.
     const A_PARTS: usize;
 
@@ -31,8 +33,8 @@ pub(super) trait Micro {
     fn leave() {}
     /// Packs `x[.., from..from + k]` of at most `ROWS` rows into `ROWS * k.next_multiple_of(K_STEP) * A_PARTS` elements.
     fn pack_x(x: View<f32>, from: usize, k: usize, out: &mut [Self::A]);
-    /// Packs inputs `from..from + k` of outputs `col..col + cols` (`cols <= COLS`) into `COLS * k.next_multiple_of(K_STEP)`
-    /// elements.
+    /// Packs inputs `from..from + k` of outputs `col..col + cols` as panels of `COLS` outputs, each of
+    /// `COLS * k.next_multiple_of(K_STEP) / B_INPUTS` elements; the last is padded with zeros.
     fn pack_w<W: Weight>(w: View<W>, layout: Layout, block: WeightBlock, out: &mut [Self::B]);
     /// `acc[i * COLS + j] = sum over k` of the packed operands; only the first `rows` rows need be right. `k` is padded.
     fn tile(k: usize, rows: usize, a: &[Self::A], b: &[Self::B], acc: &mut [f32]);
@@ -199,32 +201,19 @@ fn multiply<M: Micro, W: Weight>(
 ) {
     M::enter();
     let panel = panel_len::<M>(k_total);
-    let mut weights = vec![
-        M::B::default();
-        M::K_BLOCK.min(k_total.next_multiple_of(M::K_STEP)) * task.cols.next_multiple_of(M::COLS)
-    ];
+    let k_most = M::K_BLOCK.min(k_total.next_multiple_of(M::K_STEP));
+    let mut weights = vec![M::B::default(); k_most / M::B_INPUTS * task.cols.next_multiple_of(M::COLS)];
     for from in (0..k_total).step_by(M::K_BLOCK) {
         let k = M::K_BLOCK.min(k_total - from);
         let k_padded = k.next_multiple_of(M::K_STEP);
-        for (index, out) in weights
-            .chunks_mut(M::COLS * k_padded)
-            .take(task.cols.div_ceil(M::COLS))
-            .enumerate()
-        {
-            let col = index * M::COLS;
-            let cols = M::COLS.min(task.cols - col);
-            M::pack_w(
-                w,
-                layout,
-                WeightBlock {
-                    col: task.col + col,
-                    cols,
-                    from,
-                    k,
-                },
-                out,
-            );
-        }
+        let packed_len = task.cols.next_multiple_of(M::COLS) * k_padded / M::B_INPUTS;
+        let block = WeightBlock {
+            col: task.col,
+            cols: task.cols,
+            from,
+            k,
+        };
+        M::pack_w(w, layout, block, &mut weights[..packed_len]);
         let cache_rows = CACHE_ROWS.next_multiple_of(M::ROWS);
         for row in (task.row..task.row + task.rows).step_by(cache_rows) {
             let part = Task {
@@ -253,7 +242,7 @@ fn tiles<'p, M: Micro>(
 {
     let mut acc = [0.0f32; TILE_MAX];
     for (index, b) in weights
-        .chunks(M::COLS * k)
+        .chunks(M::COLS * k / M::B_INPUTS)
         .take(part.cols.div_ceil(M::COLS))
         .enumerate()
     {

@@ -25,18 +25,37 @@ mod tests;
 use std::fmt;
 use std::sync::atomic::{AtomicU8, Ordering};
 
+/// The number types that weights may be stored in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// The upper half of a float32.
+    Bf16,
+    /// IEEE half precision.
+    F16,
+    /// Single precision.
+    F32,
+}
+
+mod sealed {
+    /// Keeps [`super::Weight`] to the types whose [`super::Kind`] is true of their bits: vector loads rely on it.
+    pub trait Sealed {}
+    impl Sealed for half::bf16 {}
+    impl Sealed for half::f16 {}
+    impl Sealed for f32 {}
+}
+
 /// A number type that weights may be stored in; widening to float32 is exact.
-pub trait Weight: Copy + Send + Sync + 'static {
-    /// Whether every value is a BF16 value, so that BF16 tile instructions lose nothing of it.
-    const IS_BF16: bool;
+pub trait Weight: sealed::Sealed + Copy + Send + Sync + 'static {
+    /// Which of them it is.
+    const KIND: Kind;
     /// The value as float32, exactly.
     fn widen(self) -> f32;
-    /// The BF16 bits. Only called where [`Weight::IS_BF16`].
+    /// The bits of the nearest BF16 value: the value itself for [`Kind::Bf16`].
     fn bf16_bits(self) -> u16;
 }
 
 impl Weight for half::bf16 {
-    const IS_BF16: bool = true;
+    const KIND: Kind = Kind::Bf16;
     #[inline(always)]
     fn widen(self) -> f32 {
         f32::from_bits(u32::from(self.to_bits()) << 16)
@@ -48,7 +67,7 @@ impl Weight for half::bf16 {
 }
 
 impl Weight for half::f16 {
-    const IS_BF16: bool = false;
+    const KIND: Kind = Kind::F16;
     #[inline(always)]
     fn widen(self) -> f32 {
         self.to_f32()
@@ -60,7 +79,7 @@ impl Weight for half::f16 {
 }
 
 impl Weight for f32 {
-    const IS_BF16: bool = false;
+    const KIND: Kind = Kind::F32;
     #[inline(always)]
     fn widen(self) -> f32 {
         self
@@ -351,7 +370,7 @@ pub fn matmul_with<W: Weight>(
         #[cfg(target_arch = "x86_64")]
         GemmPath::Avx512 | GemmPath::Amx if thin => thin::run(thin::Isa::Avx512, threads, x, w, layout, y),
         #[cfg(target_arch = "x86_64")]
-        GemmPath::Amx if W::IS_BF16 => driver::run::<amx::Tiles, W>(threads, x, w, layout, y),
+        GemmPath::Amx if W::KIND == Kind::Bf16 => driver::run::<amx::Tiles, W>(threads, x, w, layout, y),
         #[cfg(target_arch = "x86_64")]
         GemmPath::Avx512 | GemmPath::Amx => driver::run::<avx512::Zmm, W>(threads, x, w, layout, y),
         #[cfg(not(target_arch = "x86_64"))]

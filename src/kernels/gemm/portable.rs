@@ -56,31 +56,43 @@ pub(super) fn pack_x<const ROWS: usize>(x: View<f32>, from: usize, k: usize, out
     }
 }
 
-/// `out[p * COLS + j] = w(block.col + j, block.from + p)` widened; columns that do not exist are zero.
+/// Panels of `COLS` outputs, `panel[p * COLS + j] = w(block.col + j, block.from + p)` widened; missing columns are zero.
 #[inline(always)]
 pub(super) fn pack_w<const COLS: usize, W: Weight>(w: View<W>, layout: Layout, block: WeightBlock, out: &mut [f32]) {
-    let out = out.as_chunks_mut::<COLS>().0;
-    if block.cols < COLS {
-        out.as_flattened_mut().fill(0.0);
-    }
     match layout {
-        Layout::InOut => {
-            for (p, out) in out[..block.k].iter_mut().enumerate() {
-                let row = &w.row(block.from + p)[block.col..block.col + block.cols];
-                // Two loops: the one over a constant count is what the compiler makes vectors of.
-                if let Ok(row) = <&[W; COLS]>::try_from(row) {
-                    out.iter_mut().zip(row).for_each(|(out, value)| *out = value.widen());
-                } else {
-                    out.iter_mut().zip(row).for_each(|(out, value)| *out = value.widen());
+        Layout::InOut => pack_in_out::<COLS, W>(w, block, out),
+        Layout::OutIn => {
+            for (index, panel) in out.chunks_exact_mut(COLS * block.k).enumerate() {
+                let (panel, col) = (panel.as_chunks_mut::<COLS>().0, index * COLS);
+                for j in 0..COLS {
+                    if col + j < block.cols {
+                        let row = &w.row(block.col + col + j)[block.from..block.from + block.k];
+                        panel
+                            .iter_mut()
+                            .zip(row)
+                            .for_each(|(out, value)| out[j] = value.widen());
+                    } else {
+                        panel.iter_mut().for_each(|out| out[j] = 0.0);
+                    }
                 }
             }
         }
-        Layout::OutIn => {
-            for j in 0..block.cols {
-                let row = &w.row(block.col + j)[block.from..block.from + block.k];
-                for (out, value) in out.iter_mut().zip(row) {
-                    out[j] = value.widen();
-                }
+    }
+}
+
+/// [`pack_w`] for weights `[k, n]`: each row's piece is read once from end to end and dealt out to the panels.
+#[inline(always)]
+pub(super) fn pack_in_out<const COLS: usize, W: Weight>(w: View<W>, block: WeightBlock, out: &mut [f32]) {
+    for p in 0..block.k {
+        let row = &w.row(block.from + p)[block.col..block.col + block.cols];
+        for (index, piece) in row.chunks(COLS).enumerate() {
+            let out = &mut out[(index * block.k + p) * COLS..][..COLS];
+            // Two loops: the one over a constant count is what the compiler makes vectors of.
+            if let Ok(piece) = <&[W; COLS]>::try_from(piece) {
+                out.iter_mut().zip(piece).for_each(|(out, value)| *out = value.widen());
+            } else {
+                out.fill(0.0);
+                out.iter_mut().zip(piece).for_each(|(out, value)| *out = value.widen());
             }
         }
     }

@@ -1,6 +1,6 @@
 //! Products with a handful of rows, as single tokens and rarely chosen experts give them: bound by reading the weights once.
 //!
-//! Nothing is packed. One algorithm over arrays of 16 lanes, compiled once for each instruction set; sums are kept in a
+//! Nothing is packed. One algorithm over vectors of 16 lanes, compiled once for each instruction set; sums are kept in a
 //! small `[outputs][rows]` buffer per task and put in place at the end, which keeps this file free of shared mutable state.
 
 use super::{Layout, Threads, View, ViewMut, Weight};
@@ -11,7 +11,7 @@ pub(super) const ROWS_MAX: usize = 8;
 
 /// Rows computed together: each weight is widened once for all of them.
 const GROUP: usize = 4;
-/// Lanes of the arrays that the compiler turns into registers.
+/// Elements of a vector.
 const LANES: usize = 16;
 /// Outputs of a task for weights `[n, k]`.
 const OUT_IN_COLS: usize = 32;
@@ -19,6 +19,43 @@ const OUT_IN_COLS: usize = 32;
 const IN_OUT_COLS: usize = 512;
 /// Rows of `[k, n]` that are added to the sums in one pass.
 const INPUTS: usize = 4;
+
+/// Sixteen floats in registers of some instruction set. Methods may only be called on machines that have it.
+pub(super) trait Vector {
+    type V: Copy;
+    fn splat(value: f32) -> Self::V;
+    fn load<W: Weight>(from: &[W; LANES]) -> Self::V;
+    fn store(value: Self::V, to: &mut [f32; LANES]);
+    /// `a * b + c`.
+    fn multiply_add(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+}
+
+/// Plain arrays.
+struct Array;
+
+impl Vector for Array {
+    type V = [f32; LANES];
+
+    #[inline(always)]
+    fn splat(value: f32) -> Self::V {
+        [value; LANES]
+    }
+
+    #[inline(always)]
+    fn load<W: Weight>(from: &[W; LANES]) -> Self::V {
+        std::array::from_fn(|lane| from[lane].widen())
+    }
+
+    #[inline(always)]
+    fn store(value: Self::V, to: &mut [f32; LANES]) {
+        *to = value;
+    }
+
+    #[inline(always)]
+    fn multiply_add(a: Self::V, b: Self::V, c: Self::V) -> Self::V {
+        std::array::from_fn(|lane| a[lane] * b[lane] + c[lane])
+    }
+}
 
 /// What the loops are compiled for.
 #[derive(Clone, Copy)]
@@ -55,31 +92,19 @@ pub(super) fn run<W: Weight>(isa: Isa, threads: Threads, x: View<f32>, w: View<W
 
 fn piece<W: Weight>(isa: Isa, x: View<f32>, w: View<W>, layout: Layout, col: usize, out: &mut [f32]) {
     match isa {
-        Isa::Portable => body::<W, { cfg!(target_arch = "aarch64") }>(x, w, layout, col, out),
+        Isa::Portable => body::<Array, W>(x, w, layout, col, out),
         #[cfg(target_arch = "x86_64")]
         // SAFETY: `matmul_with` refuses the path where the instructions are missing.
-        Isa::Avx2 => unsafe { body_avx2(x, w, layout, col, out) },
+        Isa::Avx2 => unsafe { super::avx2::thin(x, w, layout, col, out) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
-        Isa::Avx512 => unsafe { body_avx512(x, w, layout, col, out) },
+        Isa::Avx512 => unsafe { super::avx512::thin(x, w, layout, col, out) },
     }
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-fn body_avx2<W: Weight>(x: View<f32>, w: View<W>, layout: Layout, col: usize, out: &mut [f32]) {
-    body::<W, true>(x, w, layout, col, out);
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bw")]
-fn body_avx512<W: Weight>(x: View<f32>, w: View<W>, layout: Layout, col: usize, out: &mut [f32]) {
-    body::<W, true>(x, w, layout, col, out);
 }
 
 /// Outputs `col..` of all rows; `out` is `[rows][width]`.
 #[inline(always)]
-fn body<W: Weight, const FMA: bool>(x: View<f32>, w: View<W>, layout: Layout, col: usize, out: &mut [f32]) {
+pub(super) fn body<S: Vector, W: Weight>(x: View<f32>, w: View<W>, layout: Layout, col: usize, out: &mut [f32]) {
     let width = out.len() / x.rows();
     for (group, out) in out.chunks_mut(GROUP * width).enumerate() {
         let from = group * GROUP;
@@ -87,138 +112,84 @@ fn body<W: Weight, const FMA: bool>(x: View<f32>, w: View<W>, layout: Layout, co
         // A missing row repeats the first one; its sums are computed and dropped.
         let x: [&[f32]; GROUP] = std::array::from_fn(|i| x.row(from + if i < rows { i } else { 0 }));
         match (layout, rows) {
-            (Layout::OutIn, 1) => dots::<W, 1, FMA>([x[0]], w, col, width, out),
-            (Layout::OutIn, 2) => dots::<W, 2, FMA>([x[0], x[1]], w, col, width, out),
-            (Layout::OutIn, _) => dots::<W, GROUP, FMA>(x, w, col, width, out),
-            (Layout::InOut, 1) => sweep::<W, 1, FMA>([x[0]], w, col, width, out),
-            (Layout::InOut, 2) => sweep::<W, 2, FMA>([x[0], x[1]], w, col, width, out),
-            (Layout::InOut, _) => sweep::<W, GROUP, FMA>(x, w, col, width, out),
+            (Layout::OutIn, 1) => dots::<S, W, 1>([x[0]], w, col, width, out),
+            (Layout::OutIn, 2) => dots::<S, W, 2>([x[0], x[1]], w, col, width, out),
+            (Layout::OutIn, _) => dots::<S, W, GROUP>(x, w, col, width, out),
+            (Layout::InOut, 1) => sweep::<S, W, 1>([x[0]], w, col, width, out),
+            (Layout::InOut, 2) => sweep::<S, W, 2>([x[0], x[1]], w, col, width, out),
+            (Layout::InOut, _) => sweep::<S, W, GROUP>(x, w, col, width, out),
         }
-    }
-}
-
-#[inline(always)]
-fn multiply_add<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
-    if FMA { a.mul_add(b, c) } else { a * b + c }
-}
-
-/// Sixteen numbers that the compiler keeps in registers: always passed and returned by value.
-#[derive(Clone, Copy)]
-struct Lanes([f32; LANES]);
-
-impl Lanes {
-    #[inline(always)]
-    fn load<W: Weight>(from: &[W; LANES]) -> Self {
-        Self(std::array::from_fn(|lane| from[lane].widen()))
-    }
-
-    /// `self * factor + sum`.
-    #[inline(always)]
-    fn multiply_add<const FMA: bool>(self, factor: Self, sum: Self) -> Self {
-        Self(std::array::from_fn(|lane| {
-            multiply_add::<FMA>(self.0[lane], factor.0[lane], sum.0[lane])
-        }))
     }
 }
 
 /// Weights `[n, k]`: one dot product for each output and row.
 #[inline(always)]
-fn dots<W: Weight, const M: usize, const FMA: bool>(
-    x: [&[f32]; M],
-    w: View<W>,
-    col: usize,
-    width: usize,
-    out: &mut [f32],
-) {
-    let x_lanes: [&[[f32; LANES]]; M] = std::array::from_fn(|i| x[i][..w.cols()].as_chunks().0);
+fn dots<S: Vector, W: Weight, const M: usize>(x: [&[f32]; M], w: View<W>, col: usize, width: usize, out: &mut [f32]) {
     for j in 0..width {
         let row = w.row(col + j);
         let (weights, rest) = row.as_chunks::<LANES>();
-        let x_lanes = x_lanes.map(|lanes| &lanes[..weights.len()]);
-        let mut sums = [Lanes([0.0; LANES]); M];
+        let x_lanes: [&[[f32; LANES]]; M] = std::array::from_fn(|i| &x[i].as_chunks().0[..weights.len()]);
+        let mut sums = [S::splat(0.0); M];
         for index in 0..weights.len() {
-            let weights = Lanes::load(&weights[index]);
+            let weights = S::load(&weights[index]);
             for i in 0..M {
-                sums[i] = Lanes::load(&x_lanes[i][index]).multiply_add::<FMA>(weights, sums[i]);
+                sums[i] = S::multiply_add(S::load(&x_lanes[i][index]), weights, sums[i]);
             }
         }
         for i in 0..out.len() / width {
             let tail = &x[i][row.len() - rest.len()..];
             let tail: f32 = tail.iter().zip(rest).map(|(x, w)| x * w.widen()).sum();
-            out[i * width + j] = halves(sums[i].0) + tail;
+            out[i * width + j] = halves::<S>(sums[i]) + tail;
         }
     }
 }
 
 /// The sum of the lanes, by halves.
 #[inline(always)]
-fn halves(lanes: [f32; LANES]) -> f32 {
-    let by8: [f32; 8] = std::array::from_fn(|i| lanes[i] + lanes[i + 8]);
-    let by4: [f32; 4] = std::array::from_fn(|i| by8[i] + by8[i + 4]);
-    (by4[0] + by4[2]) + (by4[1] + by4[3])
+fn halves<S: Vector>(sums: S::V) -> f32 {
+    let mut lanes = [0.0f32; LANES];
+    S::store(sums, &mut lanes);
+    for half in [8, 4, 2, 1] {
+        for lane in 0..half {
+            lanes[lane] += lanes[lane + half];
+        }
+    }
+    lanes[0]
 }
 
-/// Weights `[k, n]`: rows of weights, times one activation each, are added to the sums.
+/// Weights `[k, n]`: rows of weights, times one activation each, are added to the sums, four rows at a time.
 #[inline(always)]
-fn sweep<W: Weight, const M: usize, const FMA: bool>(
-    x: [&[f32]; M],
-    w: View<W>,
-    col: usize,
-    width: usize,
-    out: &mut [f32],
-) {
+fn sweep<S: Vector, W: Weight, const M: usize>(x: [&[f32]; M], w: View<W>, col: usize, width: usize, out: &mut [f32]) {
     let mut sums = [[0.0f32; IN_OUT_COLS]; M];
-    let whole = width / LANES * LANES;
-    for from in (0..w.rows()).step_by(INPUTS) {
-        if from + INPUTS <= w.rows() {
-            let rows: [&[W]; INPUTS] = std::array::from_fn(|p| &w.row(from + p)[col..col + width]);
-            let x: [[f32; INPUTS]; M] = std::array::from_fn(|i| std::array::from_fn(|p| x[i][from + p]));
-            for start in (0..whole).step_by(LANES) {
-                add_lanes::<W, M, FMA>(&x, &rows, start, &mut sums);
-            }
-            for j in whole..width {
-                for (sums, x) in sums.iter_mut().zip(&x) {
-                    for (x, row) in x.iter().zip(&rows) {
-                        sums[j] += x * row[j].widen();
-                    }
+    let (whole, inputs) = (width / LANES * LANES, w.rows() / INPUTS * INPUTS);
+    for from in (0..inputs).step_by(INPUTS) {
+        let rows: [&[W]; INPUTS] = std::array::from_fn(|p| &w.row(from + p)[col..col + width]);
+        let rows: [&[[W; LANES]]; INPUTS] = rows.map(|row| &row.as_chunks().0[..whole / LANES]);
+        let factors: [[S::V; INPUTS]; M] = std::array::from_fn(|i| std::array::from_fn(|p| S::splat(x[i][from + p])));
+        for index in 0..whole / LANES {
+            let weights: [S::V; INPUTS] = std::array::from_fn(|p| S::load(&rows[p][index]));
+            for i in 0..M {
+                let at = &mut sums[i].as_chunks_mut::<LANES>().0[index];
+                let mut sum = S::load(at);
+                for p in 0..INPUTS {
+                    sum = S::multiply_add(factors[i][p], weights[p], sum);
                 }
+                S::store(sum, at);
             }
-        } else {
-            for p in from..w.rows() {
-                for (sums, x) in sums.iter_mut().zip(&x) {
-                    let row = &w.row(p)[col..col + width];
-                    sums.iter_mut()
-                        .zip(row)
-                        .for_each(|(sum, weight)| *sum += x[p] * weight.widen());
-                }
-            }
+        }
+    }
+    // What the blocks of four rows and sixteen columns left: the last columns of those rows, and the last rows.
+    for p in 0..w.rows() {
+        let row = &w.row(p)[col..col + width];
+        let start = if p < inputs { whole } else { 0 };
+        for (sums, x) in sums.iter_mut().zip(&x) {
+            sums[start..]
+                .iter_mut()
+                .zip(&row[start..])
+                .for_each(|(sum, weight)| *sum += x[p] * weight.widen());
         }
     }
     for (out, sums) in out.chunks_mut(width).zip(&sums) {
         out.copy_from_slice(&sums[..width]);
-    }
-}
-
-/// Sixteen columns of four rows of weights, for every row of activations.
-#[inline(always)]
-fn add_lanes<W: Weight, const M: usize, const FMA: bool>(
-    x: &[[f32; INPUTS]; M],
-    rows: &[&[W]; INPUTS],
-    start: usize,
-    sums: &mut [[f32; IN_OUT_COLS]; M],
-) {
-    let weights: [Lanes; INPUTS] = std::array::from_fn(|p| match rows[p][start..].first_chunk() {
-        Some(lanes) => Lanes::load(lanes),
-        None => Lanes([0.0; LANES]),
-    });
-    for i in 0..M {
-        let Some(out) = sums[i][start..].first_chunk_mut::<LANES>() else {
-            return;
-        };
-        let mut sum = Lanes(*out);
-        for p in 0..INPUTS {
-            sum = Lanes([x[i][p]; LANES]).multiply_add::<FMA>(weights[p], sum);
-        }
-        *out = sum.0;
     }
 }
