@@ -26,8 +26,9 @@ impl Tiny {
     fn open() -> Self {
         let mut tensors = HashMap::new();
         for index in 1..=6 {
-            let bytes = std::fs::read(folder().join(format!("model-0000{index}-of-00006.safetensors"))).unwrap();
-            for (name, view) in SafeTensors::deserialize(&bytes).unwrap().tensors() {
+            let bytes =
+                std::fs::read(folder().join(format!("model-0000{index}-of-00006.safetensors"))).expect("a shard");
+            for (name, view) in SafeTensors::deserialize(&bytes).expect("a valid file").tensors() {
                 let numbers = view
                     .data()
                     .as_chunks::<2>()
@@ -109,7 +110,7 @@ fn layer(
     sequences: &[std::ops::Range<usize>],
 ) -> Vec<f32> {
     let name = |part: &str| format!("layers.{index}.{part}");
-    let has_rope = (index + 1) % 4 != 0;
+    let has_rope = !(index + 1).is_multiple_of(4);
     let options = AttentionOptions {
         heads: 8,
         kv_heads: 2,
@@ -166,10 +167,10 @@ fn relative_error(got: &[f32], expected: &[f32]) -> f32 {
 #[test]
 fn tiny_scout_agrees_with_transformers() {
     let tiny = Tiny::open();
-    let bytes = std::fs::read(folder().join("golden.safetensors")).unwrap();
-    let golden = SafeTensors::deserialize(&bytes).unwrap();
+    let bytes = std::fs::read(folder().join("golden.safetensors")).expect("the goldens");
+    let golden = SafeTensors::deserialize(&bytes).expect("a valid file");
     let floats = |name: &str| -> Vec<f32> {
-        let data = golden.tensor(name).unwrap();
+        let data = golden.tensor(name).expect("a golden tensor");
         data.data()
             .as_chunks::<4>()
             .0
@@ -177,7 +178,7 @@ fn tiny_scout_agrees_with_transformers() {
             .map(|bytes| f32::from_le_bytes(*bytes))
             .collect()
     };
-    let ids = golden.tensor("text.input_ids").unwrap();
+    let ids = golden.tensor("text.input_ids").expect("a golden tensor");
     let ids: Vec<usize> = ids
         .data()
         .as_chunks::<8>()

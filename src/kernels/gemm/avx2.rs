@@ -49,6 +49,7 @@ fn pack_w<W: Weight>(w: View<W>, layout: Layout, block: WeightBlock, out: &mut [
 }
 
 impl Vector for Fma {
+    const MANY: bool = false;
     type V = [__m256; 2];
 
     #[inline(always)]

@@ -125,6 +125,7 @@ pub(super) fn transpose(rows: [__m512; SIDE]) -> [__m512; SIDE] {
 }
 
 impl Vector for Zmm {
+    const MANY: bool = true;
     type V = __m512;
 
     #[inline(always)]

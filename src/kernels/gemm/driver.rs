@@ -100,6 +100,16 @@ impl<'a> Shared<'a> {
     }
 }
 
+/// A super-block of packed activations.
+struct Packed<A> {
+    /// The row of the output at which it starts.
+    first: usize,
+    /// Inputs.
+    k: usize,
+    /// Panels of `ROWS` rows, each as consecutive blocks of `K_BLOCK` inputs.
+    panels: Vec<A>,
+}
+
 /// A rectangle of the output: one unit of parallel work.
 #[derive(Clone, Copy)]
 struct Task {
@@ -123,12 +133,21 @@ pub(super) fn run<M: Micro, W: Weight>(threads: Threads, x: View<f32>, w: View<W
     let super_rows = SUPER_ROWS.next_multiple_of(M::ROWS);
     for start in (0..x.rows()).step_by(super_rows) {
         let block = x.row_range(start, (start + super_rows).min(x.rows()));
-        let packed = pack_rows::<M>(threads, block);
+        let packed = Packed {
+            first: start,
+            k: x.cols(),
+            panels: pack_rows::<M>(threads, block),
+        };
         let tasks = tasks::<M>(threads, block.rows(), y.cols);
-        let work = |task: &Task| multiply::<M, W>(*task, start, &packed, w, layout, block.cols(), &y);
+        let work = |scratch: &mut Vec<M::B>, task: &Task| {
+            multiply::<M, W>(*task, &packed, scratch, w, layout, &y);
+        };
         match threads {
-            Threads::One => tasks.iter().for_each(work),
-            Threads::Pool => tasks.par_iter().for_each(work),
+            Threads::One => {
+                let mut scratch = Vec::new();
+                tasks.iter().for_each(|task| work(&mut scratch, task));
+            }
+            Threads::Pool => tasks.par_iter().for_each_init(Vec::new, work),
         }
     }
 }
@@ -189,20 +208,24 @@ fn tasks<M: Micro>(threads: Threads, rows: usize, cols: usize) -> Vec<Task> {
     tasks
 }
 
-/// Computes one task's rectangle. `first` is the row of the output at which the packed rows start.
+/// Computes one task's rectangle; `weights` is scratch memory.
 fn multiply<M: Micro, W: Weight>(
     task: Task,
-    first: usize,
-    packed: &[M::A],
+    packed: &Packed<M::A>,
+    weights: &mut Vec<M::B>,
     w: View<W>,
     layout: Layout,
-    k_total: usize,
     y: &Shared,
 ) {
+    let k_total = packed.k;
     M::enter();
     let panel = panel_len::<M>(k_total);
     let k_most = M::K_BLOCK.min(k_total.next_multiple_of(M::K_STEP));
-    let mut weights = vec![M::B::default(); k_most / M::B_INPUTS * task.cols.next_multiple_of(M::COLS)];
+    // The packing overwrites all of it, so that what an earlier task left does not matter.
+    weights.resize(
+        k_most / M::B_INPUTS * task.cols.next_multiple_of(M::COLS),
+        M::B::default(),
+    );
     for from in (0..k_total).step_by(M::K_BLOCK) {
         let k = M::K_BLOCK.min(k_total - from);
         let k_padded = k.next_multiple_of(M::K_STEP);
@@ -221,8 +244,8 @@ fn multiply<M: Micro, W: Weight>(
                 rows: cache_rows.min(task.row + task.rows - row),
                 ..task
             };
-            let a = |row: usize| &packed[row / M::ROWS * panel + from * M::ROWS * M::A_PARTS..];
-            tiles::<M>(part, k_padded, first, a, &weights, from == 0, y);
+            let a = |row: usize| &packed.panels[row / M::ROWS * panel + from * M::ROWS * M::A_PARTS..];
+            tiles::<M>(part, k_padded, packed.first, a, weights, from == 0, y);
         }
     }
     M::leave();

@@ -358,7 +358,7 @@ pub fn matmul_with<W: Weight>(
     if x.rows == 0 || n == 0 {
         return;
     }
-    let thin = x.rows <= thin::ROWS_MAX;
+    let thin = x.rows <= thin::rows_max(layout);
     match path {
         GemmPath::Scalar => reference::matmul(x, w, layout, y),
         GemmPath::Portable if thin => thin::run(thin::Isa::Portable, threads, x, w, layout, y),

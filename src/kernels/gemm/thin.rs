@@ -6,11 +6,17 @@
 use super::{Layout, Threads, View, ViewMut, Weight};
 use rayon::prelude::*;
 
-/// Most rows that go this way.
-pub(super) const ROWS_MAX: usize = 8;
+/// Most rows that go this way: where packing the weights begins to pay (measured on 5120 x 8192).
+pub(super) fn rows_max(layout: Layout) -> usize {
+    match layout {
+        Layout::OutIn => 2 * GROUP,
+        Layout::InOut => GROUP,
+    }
+}
 
 /// Rows computed together: each weight is widened once for all of them.
-const GROUP: usize = 4;
+const GROUP: usize = 8;
+
 /// Elements of a vector.
 const LANES: usize = 16;
 /// Outputs of a task for weights `[n, k]`.
@@ -22,6 +28,8 @@ const INPUTS: usize = 4;
 
 /// Sixteen floats in registers of some instruction set. Methods may only be called on machines that have it.
 pub(super) trait Vector {
+    /// Whether there are registers for the sums of several outputs at once (32 of them, not 16).
+    const MANY: bool;
     type V: Copy;
     fn splat(value: f32) -> Self::V;
     fn load<W: Weight>(from: &[W; LANES]) -> Self::V;
@@ -34,6 +42,7 @@ pub(super) trait Vector {
 struct Array;
 
 impl Vector for Array {
+    const MANY: bool = false;
     type V = [f32; LANES];
 
     #[inline(always)]
@@ -67,7 +76,7 @@ pub(super) enum Isa {
     Avx512,
 }
 
-/// `y = x * W` for at most [`ROWS_MAX`] rows. The caller has checked that the machine has `isa`.
+/// `y = x * W` for a few rows. The caller has checked that the machine has `isa`.
 pub(super) fn run<W: Weight>(isa: Isa, threads: Threads, x: View<f32>, w: View<W>, layout: Layout, y: ViewMut<f32>) {
     let (rows, n) = (x.rows(), y.cols);
     let cols = match layout {
@@ -107,39 +116,72 @@ fn piece<W: Weight>(isa: Isa, x: View<f32>, w: View<W>, layout: Layout, col: usi
 pub(super) fn body<S: Vector, W: Weight>(x: View<f32>, w: View<W>, layout: Layout, col: usize, out: &mut [f32]) {
     let width = out.len() / x.rows();
     for (group, out) in out.chunks_mut(GROUP * width).enumerate() {
-        let from = group * GROUP;
-        let rows = out.len() / width;
-        // A missing row repeats the first one; its sums are computed and dropped.
-        let x: [&[f32]; GROUP] = std::array::from_fn(|i| x.row(from + if i < rows { i } else { 0 }));
-        match (layout, rows) {
-            (Layout::OutIn, 1) => dots::<S, W, 1>([x[0]], w, col, width, out),
-            (Layout::OutIn, 2) => dots::<S, W, 2>([x[0], x[1]], w, col, width, out),
-            (Layout::OutIn, _) => dots::<S, W, GROUP>(x, w, col, width, out),
-            (Layout::InOut, 1) => sweep::<S, W, 1>([x[0]], w, col, width, out),
-            (Layout::InOut, 2) => sweep::<S, W, 2>([x[0], x[1]], w, col, width, out),
-            (Layout::InOut, _) => sweep::<S, W, GROUP>(x, w, col, width, out),
+        let x = x.row_range(group * GROUP, (group * GROUP + GROUP).min(x.rows()));
+        match (x.rows(), S::MANY) {
+            (1, false) => rows::<S, W, 1, 1>(x, w, layout, col, out),
+            (2, false) => rows::<S, W, 2, 1>(x, w, layout, col, out),
+            (3..=4, false) => rows::<S, W, 4, 1>(x, w, layout, col, out),
+            (_, false) => rows::<S, W, GROUP, 1>(x, w, layout, col, out),
+            (1, true) => rows::<S, W, 1, 4>(x, w, layout, col, out),
+            (2, true) => rows::<S, W, 2, 4>(x, w, layout, col, out),
+            (3..=4, true) => rows::<S, W, 4, 4>(x, w, layout, col, out),
+            (_, true) => rows::<S, W, GROUP, 2>(x, w, layout, col, out),
         }
     }
 }
 
-/// Weights `[n, k]`: one dot product for each output and row.
+/// `M` rows; those that `x` lacks repeat its first, and their sums are computed and dropped. For `[n, k]`, `J` outputs are
+/// computed together, so that activations are loaded once for all of them.
 #[inline(always)]
-fn dots<S: Vector, W: Weight, const M: usize>(x: [&[f32]; M], w: View<W>, col: usize, width: usize, out: &mut [f32]) {
-    for j in 0..width {
-        let row = w.row(col + j);
-        let (weights, rest) = row.as_chunks::<LANES>();
-        let x_lanes: [&[[f32; LANES]]; M] = std::array::from_fn(|i| &x[i].as_chunks().0[..weights.len()]);
-        let mut sums = [S::splat(0.0); M];
-        for index in 0..weights.len() {
-            let weights = S::load(&weights[index]);
-            for i in 0..M {
-                sums[i] = S::multiply_add(S::load(&x_lanes[i][index]), weights, sums[i]);
+fn rows<S: Vector, W: Weight, const M: usize, const J: usize>(
+    x: View<f32>,
+    w: View<W>,
+    layout: Layout,
+    col: usize,
+    out: &mut [f32],
+) {
+    let width = out.len() / x.rows();
+    let rows: [&[f32]; M] = std::array::from_fn(|i| x.row(if i < x.rows() { i } else { 0 }));
+    match layout {
+        Layout::OutIn => {
+            for j in (0..width).step_by(J) {
+                dots::<S, W, M, J>(rows, w, col, j, width, out);
             }
         }
+        Layout::InOut => sweep::<S, W, M>(rows, w, col, width, out),
+    }
+}
+
+/// Weights `[n, k]`: the dot products of `J` outputs, or as many as are left, with every row.
+#[inline(always)]
+fn dots<S: Vector, W: Weight, const M: usize, const J: usize>(
+    x: [&[f32]; M],
+    w: View<W>,
+    col: usize,
+    first: usize,
+    width: usize,
+    out: &mut [f32],
+) {
+    // Past the last output its row is read again, and the sums are dropped.
+    let rows: [&[W]; J] = std::array::from_fn(|j| w.row(col + (first + j).min(width - 1)));
+    let steps = w.cols() / LANES;
+    let x_lanes: [&[[f32; LANES]]; M] = std::array::from_fn(|i| &x[i].as_chunks().0[..steps]);
+    let w_lanes: [&[[W; LANES]]; J] = std::array::from_fn(|j| &rows[j].as_chunks().0[..steps]);
+    let mut sums = [[S::splat(0.0); M]; J];
+    for index in 0..steps {
+        let weights: [S::V; J] = std::array::from_fn(|j| S::load(&w_lanes[j][index]));
+        for i in 0..M {
+            let x = S::load(&x_lanes[i][index]);
+            for j in 0..J {
+                sums[j][i] = S::multiply_add(x, weights[j], sums[j][i]);
+            }
+        }
+    }
+    for j in 0..J.min(width - first) {
         for i in 0..out.len() / width {
-            let tail = &x[i][row.len() - rest.len()..];
-            let tail: f32 = tail.iter().zip(rest).map(|(x, w)| x * w.widen()).sum();
-            out[i * width + j] = halves::<S>(sums[i]) + tail;
+            let tail = x[i][steps * LANES..].iter().zip(&rows[j][steps * LANES..]);
+            let tail: f32 = tail.map(|(x, w)| x * w.widen()).sum();
+            out[i * width + first + j] = halves::<S>(sums[j][i]) + tail;
         }
     }
 }
@@ -158,6 +200,7 @@ fn halves<S: Vector>(sums: S::V) -> f32 {
 }
 
 /// Weights `[k, n]`: rows of weights, times one activation each, are added to the sums, four rows at a time.
+#[allow(clippy::needless_range_loop, reason = "one index runs through several slices")]
 #[inline(always)]
 fn sweep<S: Vector, W: Weight, const M: usize>(x: [&[f32]; M], w: View<W>, col: usize, width: usize, out: &mut [f32]) {
     let mut sums = [[0.0f32; IN_OUT_COLS]; M];
