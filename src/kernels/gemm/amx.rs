@@ -1,11 +1,14 @@
 //! The micro-kernel on AMX-BF16 tiles: 32 rows by 32 columns in four accumulator tiles.
 //!
-//! A float32 activation is split into three BF16 parts, high + middle + low, which together hold all of its 24 significant bits; the
-//! weights are BF16 already, so a product of parts is exact and the sum is as good as a float32 one. The instructions treat BF16 denormals as zero and flush denormal results: weights and
-//! parts of activations below 2^-126 count as nothing.
+//! A float32 activation is split into three BF16 parts, high + middle + low, which together hold all of its 24 significant
+//! bits; the weights are BF16 already, so a product of parts is exact and the sum is as good as a float32 one. (Two parts
+//! would leave 2^-16 of each activation, more than the error that the forward pass is to measure in a good quantization.)
+//! The instructions treat BF16 denormals as zero and flush denormal results: weights and parts of activations below 2^-126
+//! count as nothing. An infinite weight gives NaN, since it also meets parts that are zero.
 //!
-//! The intrinsics are unstable in Rust, so the instructions are written with `asm!`, whose tile registers may be named as clobbered on
-//! stable. The operating system must grant the tile state to the process (Linux: `arch_prctl`), and each thread configures its tiles.
+//! The intrinsics are unstable in Rust, so the instructions are written with `asm!`, whose tile registers may be named as
+//! clobbered on stable. The operating system must grant the tile state to the process (Linux: `arch_prctl`), and each thread
+//! configures its tiles.
 
 use super::driver::{Micro, WeightBlock};
 use super::{Layout, View, Weight, avx512};
