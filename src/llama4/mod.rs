@@ -7,6 +7,7 @@ mod decode;
 mod expected;
 pub mod names;
 mod stored;
+pub mod tokenizer;
 mod view;
 
 pub use expected::{Expected, expected};

@@ -3,16 +3,8 @@
 //! It must not know what is done with the values.
 
 use super::NonFinite;
+pub use crate::kernels::gemm::Layout;
 use crate::kernels::{Float, LANES, Lanes, Simd};
-
-/// Which index of a stored matrix runs slower.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Layout {
-    /// A stored row is one output: a linear layer's `[out, in]`.
-    OutIn,
-    /// A stored row is one input: a slice of a fused expert tensor `[expert, in, out]`.
-    InOut,
-}
 
 /// A view of a matrix of `outs` x `ins` values, at any alignment.
 #[derive(Clone, Copy, Debug)]
