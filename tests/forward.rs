@@ -43,13 +43,12 @@ fn logits(forward: &Forward<'_>, hidden: &[f32], tokens: usize) -> Vec<f32> {
     let normed = forward.final_norm(hidden);
     let vocab = forward.head().matrix().0;
     let mut logits = vec![0.0; tokens * vocab];
-    weights::apply_in_blocks(forward.model(), forward.head(), &normed, |outs, block| {
+    for outs in weights::blocks(forward.head()) {
+        let block = weights::apply_outputs(forward.model(), forward.head(), &outs, &normed);
         for (row, block) in logits.chunks_exact_mut(vocab).zip(block.chunks_exact(outs.len())) {
             row[outs.clone()].copy_from_slice(block);
         }
-        Ok::<_, ()>(())
-    })
-    .unwrap();
+    }
     logits
 }
 

@@ -3,6 +3,8 @@
 //! Each operation is defined exactly (IEEE single precision, round to nearest even; integers wrap), and [`super::portable`]
 //! is its specification. An instruction set implements the same operations with its own registers.
 
+use crate::dtype::Dtype;
+
 /// Lanes in a vector, whatever the width of the registers.
 pub const LANES: usize = 16;
 
@@ -38,6 +40,25 @@ pub enum Float {
 }
 
 impl Float {
+    /// The float with this dtype; `None` for all that is no float of 16 or 32 bits.
+    pub fn of(dtype: Dtype) -> Option<Self> {
+        match dtype {
+            Dtype::BF16 => Some(Self::BF16),
+            Dtype::F16 => Some(Self::F16),
+            Dtype::F32 => Some(Self::F32),
+            _ => None,
+        }
+    }
+
+    /// Its dtype.
+    pub fn dtype(self) -> Dtype {
+        match self {
+            Self::BF16 => Dtype::BF16,
+            Self::F16 => Dtype::F16,
+            Self::F32 => Dtype::F32,
+        }
+    }
+
     /// Bytes of one value.
     pub const fn bytes(self) -> usize {
         match self {

@@ -12,4 +12,5 @@ mod view;
 
 pub use expected::{Expected, expected};
 pub use names::Role;
+pub use stored::Expectation;
 pub use view::{Coding, Llama4, Plane, Problem, ProblemKind, TensorId, Weight};

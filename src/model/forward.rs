@@ -107,7 +107,7 @@ impl<'a> Forward<'a> {
         rms_norm(hidden, &norm, self.model.config.text.rms_norm_eps as f32)
     }
 
-    /// The matrix that turns the normed residual stream into logits; for [`weights::apply_in_blocks`].
+    /// The matrix that turns the normed residual stream into logits; for [`weights::apply_outputs`].
     pub fn head(&self) -> &'a Weight {
         let role = if self.model.config.text.tie_word_embeddings { Role::Embedding } else { Role::LmHead };
         self.weight(role, None, None)

@@ -36,22 +36,13 @@ pub fn apply(model: &Llama4, weight: &Weight, x: &[f32]) -> Vec<f32> {
     y
 }
 
-/// Calls `use_block` with `x * W^T` for one block of outputs after the other: `[rows, outs]` each.
-pub fn apply_in_blocks<E>(
-    model: &Llama4,
-    weight: &Weight,
-    x: &[f32],
-    mut use_block: impl FnMut(Range<usize>, Vec<f32>) -> Result<(), E>,
-) -> Result<(), E> {
+/// The outputs `outs` alone of [`apply`]: `[rows, outs]`. `outs` must be one of [`blocks`].
+pub fn apply_outputs(model: &Llama4, weight: &Weight, outs: &Range<usize>, x: &[f32]) -> Vec<f32> {
     let (_, input) = weight.matrix();
     let rows = x.len() / input;
-    for outs in blocks(weight) {
-        let mut y = vec![0.0; rows * outs.len()];
-        let columns = ViewMut::dense(&mut y, rows, outs.len());
-        apply_block(model, weight, &outs, View::dense(x, rows, input), columns);
-        use_block(outs, y)?;
-    }
-    Ok(())
+    let mut y = vec![0.0; rows * outs.len()];
+    apply_block(model, weight, outs, View::dense(x, rows, input), ViewMut::dense(&mut y, rows, outs.len()));
+    y
 }
 
 /// Ranges of outputs that are worked on one after the other.
