@@ -68,7 +68,9 @@ impl Simd for Avx512 {
     }
     #[inline(always)]
     fn load_bf16(self, x: &[u8; 2 * LANES]) -> Self::F {
-        op!(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(_mm256_loadu_si256(x.as_ptr().cast())))))
+        op!(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(
+            _mm256_loadu_si256(x.as_ptr().cast())
+        ))))
     }
     #[inline(always)]
     fn load_f16(self, x: &[u8; 2 * LANES]) -> Self::F {
@@ -183,8 +185,14 @@ impl Simd for Avx512 {
             let mut a = x;
             // Interleave words, then pairs of words: every 128-bit quarter then holds four rows of one column.
             for i in (0..LANES).step_by(4) {
-                let (p, q) = (_mm512_unpacklo_epi32(x[i], x[i + 1]), _mm512_unpackhi_epi32(x[i], x[i + 1]));
-                let (r, t) = (_mm512_unpacklo_epi32(x[i + 2], x[i + 3]), _mm512_unpackhi_epi32(x[i + 2], x[i + 3]));
+                let (p, q) = (
+                    _mm512_unpacklo_epi32(x[i], x[i + 1]),
+                    _mm512_unpackhi_epi32(x[i], x[i + 1]),
+                );
+                let (r, t) = (
+                    _mm512_unpacklo_epi32(x[i + 2], x[i + 3]),
+                    _mm512_unpackhi_epi32(x[i + 2], x[i + 3]),
+                );
                 a[i] = _mm512_unpacklo_epi64(p, r);
                 a[i + 1] = _mm512_unpackhi_epi64(p, r);
                 a[i + 2] = _mm512_unpacklo_epi64(q, t);

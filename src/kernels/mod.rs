@@ -57,7 +57,11 @@ impl Isa {
 
     /// The fastest one that this machine has.
     pub fn best() -> Self {
-        Self::ALL.into_iter().rev().find(|isa| isa.is_available()).unwrap_or(Self::Scalar)
+        Self::ALL
+            .into_iter()
+            .rev()
+            .find(|isa| isa.is_available())
+            .unwrap_or(Self::Scalar)
     }
 
     fn from_index(index: u8) -> Option<Self> {

@@ -52,7 +52,11 @@ pub struct NonFinite {
 impl fmt::Display for NonFinite {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { out, input, value } = self;
-        let what = if value.is_finite() { "too large to be quantized" } else { "not finite" };
+        let what = if value.is_finite() {
+            "too large to be quantized"
+        } else {
+            "not finite"
+        };
         write!(f, "the value {value:e} at output {out}, input {input} is {what}")
     }
 }

@@ -83,7 +83,13 @@ pub(super) fn quantize<S: Simd, const ASYMMETRIC: bool, const SEARCH: bool>(
                 tally.max_abs[lane] = rtn.max_abs[lane];
             }
         }
-        merge(s, &keep, &mut words[range.clone()], &plain[range.clone()], &other[range]);
+        merge(
+            s,
+            &keep,
+            &mut words[range.clone()],
+            &plain[range.clone()],
+            &other[range],
+        );
         (tally, rtn.scaled(&unit))
     } else {
         let tally = encode::<S, ASYMMETRIC>(s, job, grid, &unit, words);
@@ -91,7 +97,12 @@ pub(super) fn quantize<S: Simd, const ASYMMETRIC: bool, const SEARCH: bool>(
         (tally, rtn)
     };
     let finite = rtn.max_abs.iter().all(|x| x.is_finite());
-    finite.then(|| Coded { scale, zero, tally: tally.scaled(&unit), error_rtn: rtn.error })
+    finite.then(|| Coded {
+        scale,
+        zero,
+        tally: tally.scaled(&unit),
+        error_rtn: rtn.error,
+    })
 }
 
 /// Adds to `words` the nibbles of `found` in the lanes of `keep`, those of `plain` in the others.
@@ -143,7 +154,10 @@ fn rtn_grid<S: Simd, const ASYMMETRIC: bool>(s: S, rows: &[Lanes]) -> Option<Gri
     let shifted = s.sub(s.splat(-8.0), s.div(low, scale));
     let clamped = s.min(s.max(shifted, s.splat(-8.0)), s.splat(7.0));
     let point = s.sub(s.add(clamped, s.splat(ROUNDER)), s.splat(ROUNDER));
-    Some(Grid { scale, zero: s.select_lt(zero, rounded, point, zero) })
+    Some(Grid {
+        scale,
+        zero: s.select_lt(zero, rounded, point, zero),
+    })
 }
 
 /// Codes the rows and measures the error.
@@ -241,5 +255,8 @@ fn search<S: Simd, const ASYMMETRIC: bool>(s: S, rows: &[Lanes], grid: Grid<S>, 
         best = s.max(score, best);
     }
     let scale = s.round_bf16(s.mul(ratio, unit.up));
-    Grid { scale: s.select_lt(zero, scale, scale, grid.scale), zero: grid.zero }
+    Grid {
+        scale: s.select_lt(zero, scale, scale, grid.scale),
+        zero: grid.zero,
+    }
 }
