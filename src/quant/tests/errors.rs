@@ -95,14 +95,14 @@ fn what_is_not_finite_is_named() {
 #[test]
 fn what_overflows_when_quantized_is_named() {
     let mut weights = vec![1.0; 2 * 64];
-    // The scale is rounded down, the code is -8, and -8 times the scale is beyond BF16's range.
-    weights[64 + 7] = -f32::MAX;
+    // The scale is rounded down to 2^125, the code is -8, and -8 times the scale is beyond BF16's range.
+    weights[64 + 7] = -3.1903e38;
     let m = Matrix::new(&weights, (2, 64), Float::F32, Layout::OutIn, 0, 0);
     let found = int4(&m.block(), true, Method::Rtn).unwrap_err();
-    assert_eq!((found.out, found.input, found.value), (1, 7, -f32::MAX));
+    assert_eq!((found.out, found.input, found.value), (1, 7, -3.1903e38));
     assert!(found.to_string().contains("too large"), "{found}");
     // The range of the group is twice the largest float.
-    weights[64 + 8] = f32::MAX;
+    weights[64 + 8] = 3.19e38;
     let m = Matrix::new(&weights, (2, 64), Float::F32, Layout::InOut, 0, 0);
     let found = int4(&m.block(), false, Method::Search).unwrap_err();
     assert_eq!((found.out, found.input), (1, 7));

@@ -10,7 +10,7 @@ use crate::quant::fp8::{self, BlockScales, Coded, Codes};
 use crate::quant::int4::{self, Int4Out, Packed, Params};
 use crate::quant::{Block, ErrorSums, Layout, Method};
 
-const FILE: &[u8] = include_bytes!("../../../testdata/quant-goldens.safetensors");
+static FILE: &[u8] = include_bytes!("../../../testdata/quant-goldens.safetensors");
 
 /// A stored weight as a block, and its name.
 fn weights<'a>(file: &'a SafeTensors<'_>) -> Vec<(&'static str, Block<'a>)> {
