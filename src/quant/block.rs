@@ -156,6 +156,12 @@ impl<'a> Block<'a> {
         for k in 0..ins {
             let from = ((first_in + k) * self.stride + first_out) * size;
             let row = &self.bytes[from..from + outs * size];
+            // The panel beside this one is next; strided reads are more than the machine foresees by itself.
+            for line in (from + row.len()..from + 2 * row.len()).step_by(64) {
+                if let Some(byte) = self.bytes.get(line) {
+                    s.prefetch(byte);
+                }
+            }
             for t in 0..whole {
                 let x = load::<S, FLOAT>(s, &row[t * LANES * size..][..LANES * size]);
                 s.store(x, &mut tiles[t * rows + k].0);

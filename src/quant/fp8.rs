@@ -193,22 +193,24 @@ impl Kernel for Absmax<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) -> bool {
-        let (outs, ins) = (self.block.outs(), self.block.ins());
+        let ins = self.block.ins();
         let mask = s.isplat(0x7fff_ffff);
         let mut lanes = [0; LANES];
         match self.block.layout() {
             Layout::InOut => {
-                // A strip of outputs this wide keeps its maxima in the nearest cache while rows of inputs stream by.
-                for first in (0..outs).step_by(LANES) {
-                    let n = LANES.min(outs - first);
-                    let mut most = s.isplat(0);
-                    for row in 0..ins {
-                        most = s.imax(most, s.iand(s.bits(self.block.load_row(s, row, first, n)), mask));
-                    }
-                    s.istore(most, &mut lanes);
-                    for lane in 0..n {
-                        let amax = &mut self.amax[first + lane];
-                        *amax = f32::from_bits(amax.to_bits().max(lanes[lane]));
+                // Four rows at a time, so that the maxima are loaded and stored a quarter as often.
+                for row in (0..ins).step_by(4) {
+                    for (first, amax) in self.amax.chunks_mut(LANES).enumerate() {
+                        let n = amax.len();
+                        let mut sixteen = [0.0; LANES];
+                        sixteen[..n].copy_from_slice(amax);
+                        let mut most = s.bits(s.load(&sixteen));
+                        for row in row..ins.min(row + 4) {
+                            let weights = self.block.load_row(s, row, first * LANES, n);
+                            most = s.imax(most, s.iand(s.bits(weights), mask));
+                        }
+                        s.store(s.from_bits(most), &mut sixteen);
+                        amax.copy_from_slice(&sixteen[..n]);
                     }
                 }
             }
@@ -254,9 +256,10 @@ impl Kernel for Channels<'_> {
         }
         let tiles = 16.min(outs.div_ceil(LANES).max(1));
         let mut panel = vec![Lanes::ZERO; tiles * STEP];
-        for first_out in (0..outs).step_by(tiles * LANES) {
-            for first_in in (0..ins).step_by(STEP) {
-                let n = STEP.min(ins - first_in);
+        // Inputs outside, so that the next panel lies beside this one, in the same pages.
+        for first_in in (0..ins).step_by(STEP) {
+            let n = STEP.min(ins - first_in);
+            for first_out in (0..outs).step_by(tiles * LANES) {
                 self.block.load_tiles(s, first_out, (first_in, n), STEP, &mut panel);
                 for (t, tile) in panel.chunks_exact(STEP).enumerate() {
                     let out = first_out + t * LANES;

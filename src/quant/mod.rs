@@ -11,6 +11,7 @@
 mod block;
 pub mod fp8;
 pub mod int4;
+mod quotient;
 mod sums;
 mod tally;
 mod target;

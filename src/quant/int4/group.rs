@@ -5,6 +5,7 @@
 //! with its scale. A result that is not clearly better than round-to-nearest's, measured in the same way, is dropped.
 
 use crate::kernels::{LANES, Lanes, Simd, Words};
+use crate::quant::quotient::Divisor;
 use crate::quant::tally::{CHUNK, Sums, Tally, Unit};
 
 /// The scales that are tried, relative to round-to-nearest's.
@@ -169,58 +170,76 @@ fn encode<S: Simd, const ASYMMETRIC: bool>(
     unit: &Unit<S>,
     words: &mut [Words],
 ) -> Tally {
-    let mut tally = Tally::ZERO;
-    let nibble = s.isplat(15);
-    let mut sums = Sums::new(s);
-    let (mut k, mut folded) = (0, 0);
-    while k < job.rows.len() {
-        let at = job.place + k;
-        if at % 8 == 0 && k + 8 <= job.rows.len() {
-            let mut word = s.isplat(0);
-            for i in 0..8 {
-                let code = encode_row::<S, ASYMMETRIC>(s, &job.rows[k + i], grid, unit, &mut sums);
-                word = s.ior(word, s.shl(s.iand(code, nibble), 4 * i as u32));
-            }
-            s.istore(word, &mut words[at / 8].0);
-            k += 8;
-        } else {
-            let code = encode_row::<S, ASYMMETRIC>(s, &job.rows[k], grid, unit, &mut sums);
-            let word = s.shl(s.iand(code, nibble), 4 * (at % 8) as u32);
-            let word = s.ior(s.iload(&words[at / 8].0), word);
-            s.istore(word, &mut words[at / 8].0);
-            k += 1;
-        }
-        if k - folded >= CHUNK || k == job.rows.len() {
-            sums.fold(s, &mut tally);
-            folded = k;
-        }
+    let divisor = Divisor::new(s, grid.scale);
+    let coder = Coder {
+        divisor,
+        zero: grid.zero,
+        unit,
+    };
+    if coder.divisor.is_fast {
+        coder.rows::<ASYMMETRIC, true>(s, job, words)
+    } else {
+        coder.rows::<ASYMMETRIC, false>(s, job, words)
     }
-    tally
 }
 
-/// Codes one input of sixteen outputs; the code plus 8 is in the low four bits.
-#[inline(always)]
-fn encode_row<S: Simd, const ASYMMETRIC: bool>(
-    s: S,
-    row: &Lanes,
-    grid: Grid<S>,
-    unit: &Unit<S>,
-    sums: &mut Sums<S>,
-) -> S::I {
-    let w = s.load(&row.0);
-    let mut t = s.div(w, grid.scale);
-    if ASYMMETRIC {
-        t = s.add(t, grid.zero);
+/// What sixteen outputs are coded with.
+struct Coder<'a, S: Simd> {
+    divisor: Divisor<S>,
+    zero: S::F,
+    unit: &'a Unit<S>,
+}
+
+impl<S: Simd> Coder<'_, S> {
+    #[inline(always)]
+    fn rows<const ASYMMETRIC: bool, const FAST: bool>(&self, s: S, job: &Job<'_>, words: &mut [Words]) -> Tally {
+        let mut tally = Tally::ZERO;
+        let nibble = s.isplat(15);
+        let mut sums = Sums::new(s);
+        let (mut k, mut folded) = (0, 0);
+        while k < job.rows.len() {
+            let at = job.place + k;
+            if let (0, Some(eight)) = (at % 8, job.rows[k..].first_chunk::<8>()) {
+                let mut word = s.isplat(0);
+                for i in 0..8 {
+                    let code = self.row::<ASYMMETRIC, FAST>(s, &eight[i], &mut sums);
+                    word = s.ior(word, s.shl(s.iand(code, nibble), 4 * i as u32));
+                }
+                s.istore(word, &mut words[at / 8].0);
+                k += 8;
+            } else {
+                let code = self.row::<ASYMMETRIC, FAST>(s, &job.rows[k], &mut sums);
+                let word = s.shl(s.iand(code, nibble), 4 * (at % 8) as u32);
+                let word = s.ior(s.iload(&words[at / 8].0), word);
+                s.istore(word, &mut words[at / 8].0);
+                k += 1;
+            }
+            if k - folded >= CHUNK || k == job.rows.len() {
+                sums.fold(s, &mut tally);
+                folded = k;
+            }
+        }
+        tally
     }
-    let clamped = s.min(s.max(t, s.splat(-8.0)), s.splat(7.0));
-    let code = s.add(clamped, s.splat(ROUNDER));
-    let mut steps = s.sub(code, s.splat(ROUNDER));
-    if ASYMMETRIC {
-        steps = s.sub(steps, grid.zero);
+
+    /// Codes one input of sixteen outputs; the code plus 8 is in the low four bits.
+    #[inline(always)]
+    fn row<const ASYMMETRIC: bool, const FAST: bool>(&self, s: S, row: &Lanes, sums: &mut Sums<S>) -> S::I {
+        let w = s.load(&row.0);
+        let mut t = self.divisor.quotient::<FAST>(s, w);
+        if ASYMMETRIC {
+            t = s.add(t, self.zero);
+        }
+        let clamped = s.min(s.max(t, s.splat(-8.0)), s.splat(7.0));
+        let code = s.add(clamped, s.splat(ROUNDER));
+        let mut steps = s.sub(code, s.splat(ROUNDER));
+        if ASYMMETRIC {
+            steps = s.sub(steps, self.zero);
+        }
+        let value = s.round_bf16(s.mul(steps, self.divisor.scale));
+        sums.add(s, w, value, self.unit);
+        s.bits(code)
     }
-    let value = s.round_bf16(s.mul(steps, grid.scale));
-    sums.add(s, w, value, unit);
-    s.bits(code)
 }
 
 /// The best scale that the search finds; the zero point stays.
