@@ -139,7 +139,7 @@ impl Simd for Avx512 {
         op!(_mm512_castps_si512(x))
     }
     #[inline(always)]
-    fn from_bits(self, x: Self::I) -> Self::F {
+    fn floats(self, x: Self::I) -> Self::F {
         op!(_mm512_castsi512_ps(x))
     }
     #[inline(always)]

@@ -18,7 +18,7 @@ impl Kernel for Everything<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) -> Self::Out {
         let (i, j) = (s.iload(self.a), s.iload(self.b));
-        let (x, y) = (s.from_bits(i), s.from_bits(j));
+        let (x, y) = (s.floats(i), s.floats(j));
         let mut bytes = [0; 4 * LANES];
         for (to, word) in bytes.chunks_exact_mut(4).zip(self.a) {
             to.copy_from_slice(&word.to_le_bytes());
@@ -62,14 +62,14 @@ impl Kernel for Everything<'_> {
             s.iload(&u16s.map(u32::from)),
         ];
         let mut square = [i; LANES];
-        for k in 0..LANES {
-            square[k] = s.iadd(i, s.isplat(self.b[k]));
+        for (vector, &word) in square.iter_mut().zip(self.b) {
+            *vector = s.iadd(i, s.isplat(word));
         }
         let square = s.transpose(square);
         let mut all = Vec::new();
-        for k in 0..floats.len() {
+        for x in floats {
             let mut lanes = [0.0; LANES];
-            s.store(floats[k], &mut lanes);
+            s.store(x, &mut lanes);
             // NaN payloads are the machine's own business.
             all.push(lanes.map(|x| if x.is_nan() { 0x7fc0_0000 } else { x.to_bits() }));
         }

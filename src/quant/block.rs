@@ -128,7 +128,9 @@ impl<'a> Block<'a> {
         rows: usize,
         tiles: &mut [Lanes],
     ) {
-        debug_assert!(rows % LANES == 0 && ins <= rows && tiles.len() % rows == 0 && first_in + ins <= self.ins);
+        debug_assert!(
+            rows.is_multiple_of(LANES) && ins <= rows && tiles.len().is_multiple_of(rows) && first_in + ins <= self.ins
+        );
         match (self.layout, self.float) {
             (Layout::InOut, Float::BF16) => self.load_in_out::<S, 0>(s, first_out, (first_in, ins), rows, tiles),
             (Layout::InOut, Float::F16) => self.load_in_out::<S, 1>(s, first_out, (first_in, ins), rows, tiles),
@@ -205,7 +207,7 @@ impl<'a> Block<'a> {
                 }
                 let square = s.transpose(square);
                 for i in 0..LANES {
-                    s.store(s.from_bits(square[i]), &mut tile[k + i].0);
+                    s.store(s.floats(square[i]), &mut tile[k + i].0);
                 }
             }
         }

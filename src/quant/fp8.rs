@@ -4,6 +4,11 @@
 //! `s = amax / 448`; a scale that rounds to 0 becomes 2^-7 (BF16's epsilon: the scale's own format counts, not the
 //! codes'); code `= e4m3(clamp(w / s, -448, 448))`, ties to even. A scale that was rounded down thus saturates. The
 //! weight then *is* `code * s` rounded to BF16, and errors are measured against that.
+//!
+//! There is no search for better scales: the format is nearly blind to them. The best of eight scales within a binade
+//! takes the squared error down to 0.967 of this (normal weights), 0.956 (Laplace) or 0.950 (Student t4) per channel of
+//! 5120, and to 0.982, 0.975 or 0.967 per block of 128 x 128; that is 1 to 3 % of a relative error of 0.026, for eight
+//! times the work. INT4's search gains 16 % for twice the work.
 
 mod dequantize;
 mod encode;
@@ -209,7 +214,7 @@ impl Kernel for Absmax<'_> {
                             let weights = self.block.load_row(s, row, first * LANES, n);
                             most = s.imax(most, s.iand(s.bits(weights), mask));
                         }
-                        s.store(s.from_bits(most), &mut sixteen);
+                        s.store(s.floats(most), &mut sixteen);
                         amax.copy_from_slice(&sixteen[..n]);
                     }
                 }

@@ -240,15 +240,15 @@ impl<const ASYMMETRIC: bool, const SEARCH: bool> Stripe<'_, ASYMMETRIC, SEARCH> 
                 *vector = s.iload(&words.0);
             }
             let square = s.transpose(square);
-            for lane in 0..LANES {
+            for (lane, &row) in square.iter().enumerate() {
                 if lane < lanes {
                     let to = &mut self.out.packed[(out + lane) * stride + first + i * LANES..][..sixteen.len()];
                     if let Ok(to) = to.try_into() {
-                        s.istore(square[lane], to);
+                        s.istore(row, to);
                     } else {
-                        let mut row = [0; LANES];
-                        s.istore(square[lane], &mut row);
-                        to.copy_from_slice(&row[..sixteen.len()]);
+                        let mut part = [0; LANES];
+                        s.istore(row, &mut part);
+                        to.copy_from_slice(&part[..sixteen.len()]);
                     }
                 }
             }

@@ -22,14 +22,14 @@ fn encode<S: Simd>(s: S, magnitude: S::F, sign: S::I) -> (S::I, S::F) {
     let normal = s.isub(s.shr(rounded, 20), s.isplat(120 << 3));
     let normal_value = s.iand(rounded, s.isplat(0xfff0_0000));
     // Below 2^-6 the step is constant, 2^-9, which is the unit in the last place of 2^14.
-    let magnitude = s.from_bits(magnitude);
+    let magnitude = s.floats(magnitude);
     let shifter = s.splat(16384.0);
     let shifted = s.add(magnitude, shifter);
     let steps = s.isub(s.bits(shifted), s.bits(shifter));
     let least = s.splat(0.015625);
-    let code = s.bits(s.select_lt(magnitude, least, s.from_bits(steps), s.from_bits(normal)));
-    let value = s.select_lt(magnitude, least, s.sub(shifted, shifter), s.from_bits(normal_value));
-    (s.ior(code, s.shr(sign, 24)), s.from_bits(s.ior(s.bits(value), sign)))
+    let code = s.bits(s.select_lt(magnitude, least, s.floats(steps), s.floats(normal)));
+    let value = s.select_lt(magnitude, least, s.sub(shifted, shifter), s.floats(normal_value));
+    (s.ior(code, s.shr(sign, 24)), s.floats(s.ior(s.bits(value), sign)))
 }
 
 /// Codes sixteen weights and adds up their errors.
@@ -145,10 +145,10 @@ impl Writer<'_> {
         sums.fold(s, &mut tally);
         let tally = tally.scaled(&unit);
         let mut finite = true;
-        for lane in 0..LANES {
+        for (lane, &words) in square.iter().enumerate() {
             if lane < lanes {
                 let mut line = [0; LANES];
-                s.istore(square[lane], &mut line);
+                s.istore(words, &mut line);
                 let to = &mut self.codes.bytes[(out + lane) * self.codes.stride + first_in..][..rows.len()];
                 if to.len() == 4 * LANES {
                     for (to, word) in to.chunks_exact_mut(4).zip(line) {

@@ -1,8 +1,22 @@
 //! One group of sixteen outputs: its scale, its codes, its error.
 //!
-//! The search fixes the codes that a few shrunken scales give, takes the codes that can fit the weights best, and the
-//! scale that fits them (least squares), rounds it to BF16 and codes the weights anew, exactly as round-to-nearest does
-//! with its scale. A result that is not clearly better than round-to-nearest's, measured in the same way, is dropped.
+//! The search takes the codes that a few shrunken scales give, keeps those that can fit the weights best, fits the scale
+//! to them (least squares), rounds it to BF16 and codes the weights anew, exactly as round-to-nearest does with its
+//! scale. A result that is not clearly better than round-to-nearest's, measured in the same way, is dropped.
+//!
+//! Squared error relative to round-to-nearest's, groups of 128, 6000 groups of each kind of random weights:
+//!
+//! | shrunken scales                 | normal | Laplace | Student t4 | 1 % outliers x 8 | normal, asymmetric |
+//! | ------------------------------- | -----: | ------: | ---------: | ---------------: | -----------------: |
+//! | none: round-to-nearest's, fitted | 0.971 |   0.954 |      0.937 |            0.904 |              0.972 |
+//! | 0.9                             |  0.863 |   0.858 |      0.855 |            0.849 |              0.910 |
+//! | 0.94 0.84                       |  0.845 |   0.840 |      0.839 |            0.840 |              0.904 |
+//! | **0.97 0.89 0.81**              |  0.839 |   0.836 |      0.835 |            0.838 |              0.900 |
+//! | 0.96 0.88 0.8 0.72              |  0.838 |   0.835 |      0.834 |            0.837 |              0.900 |
+//! | 1.0 0.95 ... 0.65 (eight)       |  0.833 |   0.832 |      0.832 |            0.836 |              0.894 |
+//! | 71 from 0.4 to 1.1, not fitted  |  0.828 |   0.830 |      0.830 |            0.835 |              0.888 |
+//!
+//! A second fit gains 0.003, other zero points 0.002 (0.01 with outliers): neither is worth its time.
 
 use crate::kernels::{LANES, Lanes, Simd, Words};
 use crate::quant::quotient::Divisor;
@@ -141,7 +155,7 @@ fn rtn_grid<S: Simd, const ASYMMETRIC: bool>(s: S, rows: &[Lanes]) -> Option<Gri
     let exact = if ASYMMETRIC {
         s.div(s.sub(high, low), s.splat(15.0))
     } else {
-        s.div(s.from_bits(most), s.splat(7.5))
+        s.div(s.floats(most), s.splat(7.5))
     };
     let rounded = s.round_bf16(exact);
     s.istore(s.bits(rounded), &mut lanes);
@@ -201,8 +215,8 @@ impl<S: Simd> Coder<'_, S> {
             let at = job.place + k;
             if let (0, Some(eight)) = (at % 8, job.rows[k..].first_chunk::<8>()) {
                 let mut word = s.isplat(0);
-                for i in 0..8 {
-                    let code = self.row::<ASYMMETRIC, FAST>(s, &eight[i], &mut sums);
+                for (i, row) in eight.iter().enumerate() {
+                    let code = self.row::<ASYMMETRIC, FAST>(s, row, &mut sums);
                     word = s.ior(word, s.shl(s.iand(code, nibble), 4 * i as u32));
                 }
                 s.istore(word, &mut words[at / 8].0);

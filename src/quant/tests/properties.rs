@@ -20,7 +20,7 @@ fn weight(kind: u8, random: u32) -> f32 {
         1 => bell.abs(),
         2 => bell * 1e-40,
         3 => bell * 1e4,
-        4 if random % 61 == 0 => bell * 300.0,
+        4 if random.is_multiple_of(61) => bell * 300.0,
         5 => bell * 2e-38,
         6 => (random % 31) as f32 / 4.0 - 3.75,
         _ => bell,
@@ -124,7 +124,7 @@ fn check_int4(m: &Matrix, group: usize, symmetric: bool) {
             group * STRIPE_INPUTS
         };
         assert_eq!(int4_in_stripes(m, &params, stripe), got, "stripes");
-        if m.layout == Layout::InOut && group % 8 == 0 {
+        if m.layout == Layout::InOut && group.is_multiple_of(8) {
             assert_eq!(int4_in_stripes(m, &params, group), got, "stripes of a group");
         }
 
