@@ -23,9 +23,7 @@ fn weights(values: usize) -> Vec<u8> {
     let mut state = 1_u64;
     let mut bytes = Vec::with_capacity(values * 2);
     for _ in 0..values {
-        state = state
-            .wrapping_mul(6364136223846793005)
-            .wrapping_add(1442695040888963407);
+        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
         let sum: i32 = state.to_le_bytes()[2..].iter().map(|&b| i32::from(b) - 127).sum();
         bytes.extend(bf16::from_f32(sum as f32 * 1e-4).to_le_bytes());
     }
@@ -54,11 +52,7 @@ fn bench_int4(bencher: Bencher<'_, '_>, (isa, layout): (Isa, Layout), symmetric:
     let groups = ins / 128;
     let (mut packed, mut scales) = (vec![0; outs * ins / 8], vec![bf16::ZERO; outs * groups]);
     let mut zeros = vec![0; outs * groups];
-    let params = Params {
-        group_size: 128,
-        symmetric,
-        method,
-    };
+    let params = Params { group_size: 128, symmetric, method };
     bencher.counter(BytesCount::new(outs * ins * 2)).bench_local(|| {
         let mut sums = ErrorSums::new(outs);
         let out = Int4Out {
@@ -68,10 +62,7 @@ fn bench_int4(bencher: Bencher<'_, '_>, (isa, layout): (Isa, Layout), symmetric:
             scale_stride: groups,
             zero_points: (!symmetric).then_some(&mut zeros),
         };
-        pinned(isa, || {
-            int4::quantize(black_box(&block), &params, out, sums.rows(0, outs))
-        })
-        .expect("finite");
+        pinned(isa, || int4::quantize(black_box(&block), &params, out, sums.rows(0, outs))).expect("finite");
         sums.finish()
     });
 }
@@ -117,14 +108,8 @@ fn fp8_channel(bencher: Bencher<'_, '_>, (isa, layout): (Isa, Layout)) {
     let mut codes = vec![0; outs * ins];
     bencher.counter(BytesCount::new(outs * ins * 2)).bench_local(|| {
         let mut sums = ErrorSums::new(outs);
-        let codes = Codes {
-            bytes: &mut codes,
-            stride: ins,
-        };
-        pinned(isa, || {
-            fp8::quantize_channel(black_box(&block), &scales, codes, sums.rows(0, outs))
-        })
-        .expect("finite");
+        let codes = Codes { bytes: &mut codes, stride: ins };
+        pinned(isa, || fp8::quantize_channel(black_box(&block), &scales, codes, sums.rows(0, outs))).expect("finite");
         sums.finish()
     });
 }
@@ -137,20 +122,9 @@ fn fp8_block(bencher: Bencher<'_, '_>, (isa, layout): (Isa, Layout)) {
     let (mut codes, mut scales) = (vec![0; outs * ins], vec![bf16::ZERO; outs * ins / 128 / 128]);
     bencher.counter(BytesCount::new(outs * ins * 2)).bench_local(|| {
         let mut sums = ErrorSums::new(outs);
-        let scales = BlockScales {
-            scales: &mut scales,
-            stride: ins / 128,
-            height: 128,
-            width: 128,
-        };
-        let codes = Codes {
-            bytes: &mut codes,
-            stride: ins,
-        };
-        pinned(isa, || {
-            fp8::quantize_block(black_box(&block), scales, codes, sums.rows(0, outs))
-        })
-        .expect("finite");
+        let scales = BlockScales { scales: &mut scales, stride: ins / 128, height: 128, width: 128 };
+        let codes = Codes { bytes: &mut codes, stride: ins };
+        pinned(isa, || fp8::quantize_block(black_box(&block), scales, codes, sums.rows(0, outs))).expect("finite");
         sums.finish()
     });
 }
@@ -181,15 +155,7 @@ fn fp8_dequantize(bencher: Bencher<'_, '_>, isa: Isa) {
     let (rows, ins) = SHAPE;
     let (codes, scales) = (vec![0x5a; rows * ins], vec![0x3c; rows * 2]);
     let block = (1, ins);
-    let coded = fp8::Coded {
-        codes: &codes,
-        scales: &scales,
-        float: Float::BF16,
-        block,
-        first_row: 0,
-        rows,
-        ins,
-    };
+    let coded = fp8::Coded { codes: &codes, scales: &scales, float: Float::BF16, block, first_row: 0, rows, ins };
     let mut weights = vec![bf16::ZERO; rows * ins];
     bencher
         .counter(BytesCount::new(rows * ins * 2))
@@ -209,7 +175,5 @@ fn search_for_nonfinite(bencher: Bencher<'_, '_>, isa: Isa) {
 fn plain_copy(bencher: Bencher<'_, '_>) {
     let bytes = weights(SHAPE.0 * SHAPE.1);
     let mut copy = vec![0; bytes.len()];
-    bencher
-        .counter(BytesCount::new(bytes.len()))
-        .bench_local(|| copy.copy_from_slice(black_box(&bytes)));
+    bencher.counter(BytesCount::new(bytes.len())).bench_local(|| copy.copy_from_slice(black_box(&bytes)));
 }

@@ -8,6 +8,8 @@
 pub mod error;
 pub mod progress;
 
+pub mod parallel;
+
 pub mod dtype;
 pub mod kernels;
 pub mod quant;

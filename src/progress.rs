@@ -9,6 +9,8 @@ pub enum Unit {
     Bytes,
     /// Tokens run through a model.
     Tokens,
+    /// Tensors or matrices.
+    Tensors,
     /// Layers of a model.
     Layers,
 }

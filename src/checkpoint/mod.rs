@@ -1,1 +1,326 @@
-//! checkpoint
+//! Containers of tensors: what is in them and where its bytes are.
+//!
+//! [`Checkpoint::open`] reads headers only, checks everything that can be wrong with them once, and gives a catalogue in which no name,
+//! dtype, shape, offset or length can be wrong. The bytes come from read-only memory maps. Knows no model: a tensor is a
+//! name, a dtype, a shape and a range of a file.
+//!
+//! Another container is one more file here that fills [`Part`]s: `safetensors.rs` turns one file into one of them.
+//!
+//! [`mmap`] says what happens when somebody changes a file that is open here.
+
+mod error;
+mod fingerprint;
+mod folder;
+mod header;
+mod index;
+mod json;
+mod mmap;
+mod safetensors;
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+pub use error::{FormatError, Kind, shown};
+pub use fingerprint::{FileFingerprint, Fingerprint};
+pub use header::{DIMENSIONS_MAX, HEADER_BYTES_MAX};
+pub use index::INDEX_NAME;
+pub use mmap::Edges;
+
+use crate::dtype::Dtype;
+use fingerprint::{SideFile, modified_ns};
+use folder::Folder;
+use index::Index;
+use mmap::Map;
+
+/// The largest `config.json` that is read. Real ones have 3 to 300 kB (long `ignore` lists of quantized models).
+const CONFIG_BYTES_MAX: u64 = 64_000_000;
+
+/// The name under which transformers looks for the weights of a model in one file.
+const SINGLE_NAME: &str = "model.safetensors";
+
+/// A file that holds tensors.
+#[derive(Debug)]
+pub struct SourceFile {
+    /// Where it is, as the user's path leads there.
+    pub path: PathBuf,
+    /// Its name in the folder.
+    pub name: String,
+    /// Its size in bytes.
+    pub bytes: u64,
+    /// When it was modified, in nanoseconds since 1970.
+    pub modified_ns: i64,
+    /// Bytes before the data: in safetensors, the length field and the header.
+    pub header_bytes: u64,
+    /// XXH3-128 of these bytes, in hexadecimal.
+    pub header_digest: String,
+    /// The file's own notes on itself, such as `format`: `pt`.
+    pub metadata: BTreeMap<String, String>,
+}
+
+/// A tensor: what it is and where its bytes are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TensorInfo {
+    /// The physical name, exactly as in the file. Print it through [`shown`].
+    pub name: String,
+    /// Format of an element.
+    pub dtype: Dtype,
+    /// Extents, outermost first; empty for a scalar.
+    pub shape: Vec<u64>,
+    /// Which of [`Checkpoint::files`] has it.
+    pub file: usize,
+    /// First byte, from the start of the file.
+    pub offset: u64,
+    /// Length in bytes: exactly `dtype.bytes_of(shape)`.
+    pub bytes: u64,
+}
+
+/// What a container gives for one file: the file, its map, and its tensors (their `file` is set by [`Checkpoint`]).
+struct Part {
+    file: SourceFile,
+    map: Map,
+    tensors: Vec<TensorInfo>,
+}
+
+/// An open checkpoint: files, tensors, and the bytes of both.
+#[derive(Debug)]
+pub struct Checkpoint {
+    folder: PathBuf,
+    files: Vec<SourceFile>,
+    maps: Vec<Map>,
+    tensors: Vec<TensorInfo>,
+    config: Option<Vec<u8>>,
+    sides: Vec<SideFile>,
+    unlisted: Vec<String>,
+}
+
+impl Checkpoint {
+    /// Opens a folder with an index, a folder with one safetensors file, or a safetensors file.
+    ///
+    /// Without an index, a folder with several files is taken as the one named `model.safetensors`, as transformers does.
+    /// Costs a few system calls and one header per file, and no memory for data, whatever the size.
+    ///
+    /// # Errors
+    /// [`FormatError`] names the file, the tensor and the value. Every fault that a header, an index or their sizes can show is found here.
+    pub fn open(path: &Path) -> Result<Self, FormatError> {
+        let found = fs::metadata(path).map_err(FormatError::io(path, "open"))?;
+        if found.is_dir() {
+            let folder = Folder::open(path)?;
+            if folder.has_index() {
+                Self::open_indexed(path, &folder)
+            } else {
+                Self::open_single(path, &folder)
+            }
+        } else {
+            // The user named this file, so a symbolic link may lead anywhere.
+            let part = safetensors::open(path, path)?;
+            let parent = match path.parent() {
+                Some(parent) if parent != Path::new("") => parent,
+                _ => Path::new("."),
+            };
+            Self::assemble(parent, &Folder::open(parent)?, vec![part])
+        }
+    }
+
+    fn open_indexed(path: &Path, folder: &Folder) -> Result<Self, FormatError> {
+        let index_path = path.join(INDEX_NAME);
+        let Some((side, text)) = folder.small_file(INDEX_NAME, index::INDEX_BYTES_MAX)? else {
+            let kind = Kind::Io {
+                doing: "open",
+                source: io::Error::from(io::ErrorKind::NotFound),
+            };
+            return Err(FormatError::new(&index_path, kind));
+        };
+        let index = Index::parse(&index_path, &text)?;
+        let parts = Self::open_shards(folder, &index.files())?;
+        let mut checkpoint = Self::assemble(path, folder, parts)?;
+        index.check(&checkpoint.files, &checkpoint.tensors)?;
+        let names = folder.safetensors_names()?;
+        checkpoint.unlisted = names
+            .into_iter()
+            .filter(|name| checkpoint.file_named(name).is_none())
+            .collect();
+        checkpoint.sides.push(side);
+        Ok(checkpoint)
+    }
+
+    /// Opens the files of an index; if some are missing, the error says how many.
+    fn open_shards(folder: &Folder, names: &[&str]) -> Result<Vec<Part>, FormatError> {
+        let mut found = Vec::with_capacity(names.len());
+        let mut missing = Vec::new();
+        for name in names {
+            match folder.file(name) {
+                Ok(paths) => found.push(paths),
+                Err(FormatError {
+                    file,
+                    kind: Kind::Io { source, .. },
+                    ..
+                }) if source.kind() == io::ErrorKind::NotFound => {
+                    missing.push(file);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        if let Some(first) = missing.first() {
+            return Err(FormatError::new(
+                first,
+                Kind::ShardMissing {
+                    others: missing.len() - 1,
+                },
+            ));
+        }
+        found.iter().map(|(path, real)| safetensors::open(path, real)).collect()
+    }
+
+    fn open_single(path: &Path, folder: &Folder) -> Result<Self, FormatError> {
+        let mut names = folder.safetensors_names()?;
+        let chosen = match names.as_slice() {
+            [] => return Err(FormatError::new(path, Kind::NoWeights)),
+            [_] => 0,
+            _ => match names.iter().position(|name| name == SINGLE_NAME) {
+                Some(position) => position,
+                None => return Err(FormatError::new(path, Kind::NoIndex { files: names.len() })),
+            },
+        };
+        let (file, real) = folder.file(&names.remove(chosen))?;
+        let mut checkpoint = Self::assemble(path, folder, vec![safetensors::open(&file, &real)?])?;
+        checkpoint.unlisted = names;
+        Ok(checkpoint)
+    }
+
+    /// One catalogue of all files' tensors; no name may be in two files.
+    fn assemble(path: &Path, folder: &Folder, parts: Vec<Part>) -> Result<Self, FormatError> {
+        let (mut files, mut maps, mut tensors) = (Vec::new(), Vec::new(), Vec::new());
+        for (file, part) in parts.into_iter().enumerate() {
+            tensors.extend(part.tensors.into_iter().map(|tensor| TensorInfo { file, ..tensor }));
+            files.push(part.file);
+            maps.push(part.map);
+        }
+        // By file among equals, so that the message below does not depend on the sort.
+        tensors.sort_unstable_by(|a, b| (&a.name, a.file).cmp(&(&b.name, b.file)));
+        if let Some(twice) = tensors.windows(2).find(|pair| pair[0].name == pair[1].name) {
+            let kind = Kind::InTwoFiles {
+                other: files[twice[0].file].name.clone(),
+            };
+            return Err(FormatError::tensor(&files[twice[1].file].path, &twice[1].name, kind));
+        }
+        let (config_side, config) = folder.small_file("config.json", CONFIG_BYTES_MAX)?.unzip();
+        let (sides, unlisted) = (Vec::from_iter(config_side), Vec::new());
+        Ok(Self {
+            folder: path.to_path_buf(),
+            files,
+            maps,
+            tensors,
+            config,
+            sides,
+            unlisted,
+        })
+    }
+
+    /// The folder that the files lie in, as the user wrote it (`.` for a bare file name).
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// The files with tensors, sorted by name.
+    pub fn files(&self) -> &[SourceFile] {
+        &self.files
+    }
+
+    /// The file with this name.
+    pub fn file_named(&self, name: &str) -> Option<usize> {
+        self.files.binary_search_by(|file| file.name.as_str().cmp(name)).ok()
+    }
+
+    /// Every tensor, sorted by name (bytewise). The position is the tensor's id in the methods below.
+    pub fn tensors(&self) -> &[TensorInfo] {
+        &self.tensors
+    }
+
+    /// The id of the tensor with this name.
+    pub fn find(&self, name: &str) -> Option<usize> {
+        self.tensors
+            .binary_search_by(|tensor| tensor.name.as_str().cmp(name))
+            .ok()
+    }
+
+    /// Sum of the tensors' bytes.
+    pub fn tensor_bytes(&self) -> u64 {
+        // No overflow: each file's tensors fit in the file, and file sizes are below 2^63 on at most some thousand files.
+        self.tensors.iter().map(|tensor| tensor.bytes).sum()
+    }
+
+    /// `config.json` beside the weights, as it stands in the file; `None` if there is none.
+    pub fn config(&self) -> Option<&[u8]> {
+        self.config.as_deref()
+    }
+
+    /// Names of safetensors files in the folder that are no part of this checkpoint (consolidated copies, adapters): worth a note.
+    /// Empty when a file was opened by its own path.
+    pub fn unlisted(&self) -> &[String] {
+        &self.unlisted
+    }
+
+    /// All bytes of a tensor. Nothing is read until they are touched.
+    pub fn bytes(&self, id: usize) -> &[u8] {
+        self.range(id, 0..self.tensors[id].bytes)
+    }
+
+    /// Bytes of a tensor; the range counts from its first byte.
+    ///
+    /// # Panics
+    /// If the range is not inside the tensor.
+    pub fn range(&self, id: usize, range: Range<u64>) -> &[u8] {
+        let (map, range) = self.locate(id, range);
+        &map.bytes()[range.start as usize..range.end as usize]
+    }
+
+    /// Gives the memory of a range of a tensor back to the operating system; what is still needed of it comes back when touched.
+    ///
+    /// Call it for each stripe that is done with: resident memory is bounded by this and nothing else. `edges` says what happens to the
+    /// two pages that the range shares with its neighbours; walking in stripes wants [`Edges::Drop`].
+    ///
+    /// # Panics
+    /// If the range is not inside the tensor.
+    pub fn release(&self, id: usize, range: Range<u64>, edges: Edges) {
+        let (map, range) = self.locate(id, range);
+        map.release(range, edges);
+    }
+
+    /// Gives the memory of every file back, as [`Checkpoint::release`] does for one range.
+    pub fn release_all(&self) {
+        for (map, file) in self.maps.iter().zip(&self.files) {
+            map.release(0..file.bytes, Edges::Drop);
+        }
+    }
+
+    /// Asks the operating system to begin reading a range of a tensor. Does not wait for it.
+    ///
+    /// # Panics
+    /// If the range is not inside the tensor.
+    pub fn will_need(&self, id: usize, range: Range<u64>) {
+        let (map, range) = self.locate(id, range);
+        map.will_need(range);
+    }
+
+    /// The map of a tensor's file and a range of the tensor in it.
+    fn locate(&self, id: usize, range: Range<u64>) -> (&Map, Range<u64>) {
+        let tensor = &self.tensors[id];
+        assert!(
+            range.start <= range.end && range.end <= tensor.bytes,
+            "range {range:?} of tensor `{}`, which has {} bytes",
+            tensor.name,
+            tensor.bytes
+        );
+        (
+            &self.maps[tensor.file],
+            tensor.offset + range.start..tensor.offset + range.end,
+        )
+    }
+}

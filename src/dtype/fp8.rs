@@ -66,10 +66,7 @@ mod tests {
         let distance = |code: u8| (f64::from(decode(code)) - f64::from(x.abs().min(MAX))).abs();
         let best = (0..0x7f_u8).map(distance).fold(f64::INFINITY, f64::min);
         let candidates: Vec<u8> = (0..0x7f).filter(|&code| distance(code) == best).collect();
-        sign | *candidates
-            .iter()
-            .find(|&&code| candidates.len() == 1 || code % 2 == 0)
-            .unwrap()
+        sign | *candidates.iter().find(|&&code| candidates.len() == 1 || code % 2 == 0).unwrap()
     }
 
     #[test]
@@ -82,10 +79,7 @@ mod tests {
                 (e, m) => (1.0 + m / 8.0) * 2_f64.powi(e - 7),
             };
             let value = f64::from(decode(code));
-            assert!(
-                value.abs() == magnitude || value.is_nan() && magnitude.is_nan(),
-                "{code:#x}: {value}"
-            );
+            assert!(value.abs() == magnitude || value.is_nan() && magnitude.is_nan(), "{code:#x}: {value}");
             assert_eq!(value.is_sign_negative(), code >= 0x80, "{code:#x}");
         }
     }
@@ -106,14 +100,8 @@ mod tests {
     fn encode_breaks_ties_to_even_and_rounds_beside_them() {
         for code in 0..0x7e_u8 {
             let middle = (decode(code) + decode(code + 1)) / 2.0;
-            for x in [
-                middle,
-                middle.next_up(),
-                middle.next_down(),
-                -middle,
-                (-middle).next_up(),
-                (-middle).next_down(),
-            ] {
+            for x in [middle, middle.next_up(), middle.next_down(), -middle, (-middle).next_up(), (-middle).next_down()]
+            {
                 assert_eq!(encode(x), nearest(x), "{x:e}");
             }
         }

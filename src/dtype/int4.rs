@@ -18,9 +18,7 @@ pub const fn words(codes: usize) -> usize {
 /// assert_eq!(l4::dtype::int4::pack([-8, -7, -1, 0, 1, 2, 6, 7]), 0xfea9_8710);
 /// ```
 pub fn pack(codes: [i8; PER_WORD]) -> u32 {
-    codes.iter().rev().fold(0, |word, &code| {
-        (word << 4) | u32::from((code as u8).wrapping_add(8) & 15)
-    })
+    codes.iter().rev().fold(0, |word, &code| (word << 4) | u32::from((code as u8).wrapping_add(8) & 15))
 }
 
 /// Undoes [`pack`].

@@ -68,10 +68,7 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     fn iload(self, x: &[u32; LANES]) -> Self::I {
-        op!((
-            _mm256_loadu_si256(x.as_ptr().cast()),
-            _mm256_loadu_si256(x.as_ptr().add(8).cast())
-        ))
+        op!((_mm256_loadu_si256(x.as_ptr().cast()), _mm256_loadu_si256(x.as_ptr().add(8).cast())))
     }
     #[inline(always)]
     fn istore(self, x: Self::I, to: &mut [u32; LANES]) {
@@ -85,10 +82,7 @@ impl Simd for Avx2 {
         op!({
             let lo = _mm256_cvtepu16_epi32(_mm_loadu_si128(x.as_ptr().cast()));
             let hi = _mm256_cvtepu16_epi32(_mm_loadu_si128(x.as_ptr().add(16).cast()));
-            (
-                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(lo)),
-                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(hi)),
-            )
+            (_mm256_castsi256_ps(_mm256_slli_epi32::<16>(lo)), _mm256_castsi256_ps(_mm256_slli_epi32::<16>(hi)))
         })
     }
     #[inline(always)]
@@ -100,19 +94,13 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     fn load_f32(self, x: &[u8; 4 * LANES]) -> Self::F {
-        op!((
-            _mm256_loadu_ps(x.as_ptr().cast()),
-            _mm256_loadu_ps(x.as_ptr().add(32).cast())
-        ))
+        op!((_mm256_loadu_ps(x.as_ptr().cast()), _mm256_loadu_ps(x.as_ptr().add(32).cast())))
     }
     #[inline(always)]
     fn load_u8(self, x: &[u8; LANES]) -> Self::I {
         op!({
             let bytes = _mm_loadu_si128(x.as_ptr().cast());
-            (
-                _mm256_cvtepu8_epi32(bytes),
-                _mm256_cvtepu8_epi32(_mm_srli_si128::<8>(bytes)),
-            )
+            (_mm256_cvtepu8_epi32(bytes), _mm256_cvtepu8_epi32(_mm_srli_si128::<8>(bytes)))
         })
     }
     #[inline(always)]
@@ -132,10 +120,7 @@ impl Simd for Avx2 {
         op!({
             let mask = _mm256_set1_epi32(0xffff);
             let halves = _mm256_packus_epi32(_mm256_and_si256(x.0, mask), _mm256_and_si256(x.1, mask));
-            _mm256_storeu_si256(
-                to.as_mut_ptr().cast(),
-                _mm256_permute4x64_epi64::<0b11_01_10_00>(halves),
-            );
+            _mm256_storeu_si256(to.as_mut_ptr().cast(), _mm256_permute4x64_epi64::<0b11_01_10_00>(halves));
         })
     }
     #[inline(always)]
@@ -263,14 +248,8 @@ fn transpose8(x: [__m256i; 8]) -> [__m256i; 8] {
     let mut a = x;
     // Every 128-bit half of `a[4 m + c]` then holds rows 4m..4m+4 of column c (low half) and 4 + c (high half).
     for i in (0..8).step_by(4) {
-        let (p, q) = (
-            _mm256_unpacklo_epi32(x[i], x[i + 1]),
-            _mm256_unpackhi_epi32(x[i], x[i + 1]),
-        );
-        let (r, t) = (
-            _mm256_unpacklo_epi32(x[i + 2], x[i + 3]),
-            _mm256_unpackhi_epi32(x[i + 2], x[i + 3]),
-        );
+        let (p, q) = (_mm256_unpacklo_epi32(x[i], x[i + 1]), _mm256_unpackhi_epi32(x[i], x[i + 1]));
+        let (r, t) = (_mm256_unpacklo_epi32(x[i + 2], x[i + 3]), _mm256_unpackhi_epi32(x[i + 2], x[i + 3]));
         a[i] = _mm256_unpacklo_epi64(p, r);
         a[i + 1] = _mm256_unpackhi_epi64(p, r);
         a[i + 2] = _mm256_unpacklo_epi64(q, t);

@@ -68,9 +68,7 @@ impl Simd for Avx512 {
     }
     #[inline(always)]
     fn load_bf16(self, x: &[u8; 2 * LANES]) -> Self::F {
-        op!(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(
-            _mm256_loadu_si256(x.as_ptr().cast())
-        ))))
+        op!(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(_mm256_loadu_si256(x.as_ptr().cast())))))
     }
     #[inline(always)]
     fn load_f16(self, x: &[u8; 2 * LANES]) -> Self::F {
@@ -185,14 +183,8 @@ impl Simd for Avx512 {
             let mut a = x;
             // Interleave words, then pairs of words: every 128-bit quarter then holds four rows of one column.
             for i in (0..LANES).step_by(4) {
-                let (p, q) = (
-                    _mm512_unpacklo_epi32(x[i], x[i + 1]),
-                    _mm512_unpackhi_epi32(x[i], x[i + 1]),
-                );
-                let (r, t) = (
-                    _mm512_unpacklo_epi32(x[i + 2], x[i + 3]),
-                    _mm512_unpackhi_epi32(x[i + 2], x[i + 3]),
-                );
+                let (p, q) = (_mm512_unpacklo_epi32(x[i], x[i + 1]), _mm512_unpackhi_epi32(x[i], x[i + 1]));
+                let (r, t) = (_mm512_unpacklo_epi32(x[i + 2], x[i + 3]), _mm512_unpackhi_epi32(x[i + 2], x[i + 3]));
                 a[i] = _mm512_unpacklo_epi64(p, r);
                 a[i + 1] = _mm512_unpackhi_epi64(p, r);
                 a[i + 2] = _mm512_unpacklo_epi64(q, t);
@@ -201,10 +193,8 @@ impl Simd for Avx512 {
             // Quarter `h` of `a[4 m + c]` is rows 4m..4m+4 of column 4h + c: transpose the quarters, four by four.
             let mut out = a;
             for c in 0..4 {
-                let (lo0, hi0) = (
-                    _mm512_shuffle_i32x4::<0x44>(a[c], a[4 + c]),
-                    _mm512_shuffle_i32x4::<0xee>(a[c], a[4 + c]),
-                );
+                let (lo0, hi0) =
+                    (_mm512_shuffle_i32x4::<0x44>(a[c], a[4 + c]), _mm512_shuffle_i32x4::<0xee>(a[c], a[4 + c]));
                 let (lo1, hi1) = (
                     _mm512_shuffle_i32x4::<0x44>(a[8 + c], a[12 + c]),
                     _mm512_shuffle_i32x4::<0xee>(a[8 + c], a[12 + c]),

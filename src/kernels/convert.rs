@@ -88,11 +88,7 @@ pub fn f32_to_bf16(from: &[f32], to: &mut [bf16]) {
                 let rounded = (bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16) as u16;
                 // Rounding could carry a NaN's mantissa into its sign; such a NaN is cut and made quiet instead.
                 let quiet = (bits >> 16) as u16 | 0x40;
-                *y = bf16::from_bits(if bits & 0x7fff_ffff > 0x7f80_0000 {
-                    quiet
-                } else {
-                    rounded
-                });
+                *y = bf16::from_bits(if bits & 0x7fff_ffff > 0x7f80_0000 { quiet } else { rounded });
             }
         }
     }

@@ -7,8 +7,11 @@
 //! It must not know tensors, files, names or configurations. `unsafe` lives in the files named after an instruction set.
 
 mod convert;
+pub mod gemm;
 mod portable;
+pub mod rows;
 mod simd;
+mod transpose;
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -24,6 +27,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 pub use convert::{bf16_to_f32, f32_to_bf16, first_nonfinite};
 pub use simd::{Float, LANES, Lanes, Simd, Words};
+pub use transpose::transpose;
 
 use portable::Portable;
 
@@ -57,11 +61,7 @@ impl Isa {
 
     /// The fastest one that this machine has.
     pub fn best() -> Self {
-        Self::ALL
-            .into_iter()
-            .rev()
-            .find(|isa| isa.is_available())
-            .unwrap_or(Self::Scalar)
+        Self::ALL.into_iter().rev().find(|isa| isa.is_available()).unwrap_or(Self::Scalar)
     }
 
     fn from_index(index: u8) -> Option<Self> {

@@ -23,10 +23,7 @@ impl Kernel for Everything<'_> {
         for (to, word) in bytes.chunks_exact_mut(4).zip(self.a) {
             to.copy_from_slice(&word.to_le_bytes());
         }
-        let (halves, quarters) = (
-            bytes.first_chunk().expect("32 of 64"),
-            bytes.first_chunk().expect("16 of 64"),
-        );
+        let (halves, quarters) = (bytes.first_chunk().expect("32 of 64"), bytes.first_chunk().expect("16 of 64"));
         let (mut u8s, mut u16s) = ([0; LANES], [0; LANES]);
         s.store_u8(i, &mut u8s);
         s.store_u16(i, &mut u16s);
@@ -145,17 +142,11 @@ fn casts_are_exact_for_every_bfloat16_and_between_them() {
         pinned(isa, || bf16_to_f32(&narrow, &mut widened));
         pinned(isa, || f32_to_bf16(&wide, &mut rounded));
         for (n, w) in narrow.iter().zip(widened) {
-            assert!(
-                n.to_f32().to_bits() == w.to_bits() || n.is_nan() && w.is_nan(),
-                "{n:?} {w}"
-            );
+            assert!(n.to_f32().to_bits() == w.to_bits() || n.is_nan() && w.is_nan(), "{n:?} {w}");
         }
         for (w, r) in wide.iter().zip(rounded) {
             let expected = bf16::from_f32(*w);
-            assert!(
-                expected == r || expected.is_nan() && r.is_nan(),
-                "{w:e}: {r} is not {expected}"
-            );
+            assert!(expected == r || expected.is_nan() && r.is_nan(), "{w:e}: {r} is not {expected}");
         }
     }
 }

@@ -1,1 +1,21 @@
-//! output
+//! From logical weights to a published checkpoint: plan, execute, check, describe, publish.
+//!
+//! A [`plan::Plan`] is made from headers alone and says everything about the output; [`executor`] fills it; [`gate`] opens
+//! the result again; [`partial`] makes it appear in one step. This layer knows no command: `quantize`, and later
+//! `convert` and `repack`, are ways to make a plan. Only this layer creates files.
+
+pub mod companions;
+pub mod executor;
+pub mod gate;
+pub mod hash;
+mod header;
+pub mod journal;
+pub mod manifest;
+pub mod modules;
+pub mod origin;
+pub mod partial;
+pub mod plan;
+pub mod preflight;
+mod quantizing;
+pub mod quantization_config;
+pub mod work;

@@ -36,10 +36,7 @@ impl<'a> Block<'a> {
             Layout::OutIn => (outs, ins),
             Layout::InOut => (ins, outs),
         };
-        assert!(
-            columns <= stride || rows <= 1,
-            "rows of {columns} values, {stride} apart, overlap"
-        );
+        assert!(columns <= stride || rows <= 1, "rows of {columns} values, {stride} apart, overlap");
         let needed = if rows == 0 || columns == 0 {
             Some(0)
         } else {
@@ -53,14 +50,7 @@ impl<'a> Block<'a> {
             "{rows} rows of {columns} {float:?} values, {stride} apart, need {needed:?} bytes; there are {}",
             bytes.len()
         );
-        Self {
-            bytes,
-            float,
-            layout,
-            stride,
-            outs,
-            ins,
-        }
+        Self { bytes, float, layout, stride, outs, ins }
     }
 
     /// Outputs: rows of the weight as a linear layer holds it.
@@ -84,12 +74,7 @@ impl<'a> Block<'a> {
     ///
     /// There is no such element.
     pub fn get(&self, out: usize, input: usize) -> f32 {
-        assert!(
-            out < self.outs && input < self.ins,
-            "({out}, {input}) of ({}, {})",
-            self.outs,
-            self.ins
-        );
+        assert!(out < self.outs && input < self.ins, "({out}, {input}) of ({}, {})", self.outs, self.ins);
         let at = match self.layout {
             Layout::OutIn => out * self.stride + input,
             Layout::InOut => input * self.stride + out,
@@ -198,11 +183,7 @@ impl<'a> Block<'a> {
                 for (lane, vector) in square.iter_mut().enumerate().take(outs) {
                     let from = ((first_out + lane) * self.stride + first_in + k) * size;
                     let row = &self.bytes[from..from + n * size];
-                    let x = if n == LANES {
-                        load::<S, FLOAT>(s, row)
-                    } else {
-                        load_part::<S, FLOAT>(s, row)
-                    };
+                    let x = if n == LANES { load::<S, FLOAT>(s, row) } else { load_part::<S, FLOAT>(s, row) };
                     *vector = s.bits(x);
                 }
                 let square = s.transpose(square);

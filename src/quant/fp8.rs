@@ -56,9 +56,7 @@ pub fn absmax(block: &Block<'_>, amax: &mut [f32]) -> Result<(), NonFinite> {
         return Ok(());
     }
     let everything = ((0, block.outs()), (0, block.ins()));
-    Err(block
-        .find(everything.0, everything.1, |x| !x.is_finite())
-        .expect("a maximum that is not finite came from one"))
+    Err(block.find(everything.0, everything.1, |x| !x.is_finite()).expect("a maximum that is not finite came from one"))
 }
 
 /// Quantizes a stripe with a scale per output, as [`scale`] makes them from [`absmax`] of the whole matrix.
@@ -79,14 +77,7 @@ pub fn quantize_channel(
     assert_eq!(scales.len(), block.outs(), "scales per output");
     check(block, &codes, &sums);
     let scales: Vec<f32> = scales.iter().map(|s| s.to_f32()).collect();
-    finish(
-        block,
-        dispatch(Channels {
-            block,
-            scales: &scales,
-            writer: Writer { codes, sums },
-        }),
-    )
+    finish(block, dispatch(Channels { block, scales: &scales, writer: Writer { codes, sums } }))
 }
 
 /// Quantizes a stripe with one scale for all of it, as [`scale`] makes it from the largest of [`absmax`].
@@ -130,9 +121,7 @@ pub fn quantize_block(
     codes: Codes<'_>,
     sums: ErrorRows<'_>,
 ) -> Result<(), NonFinite> {
-    let BlockScales {
-        height, width, stride, ..
-    } = scales;
+    let BlockScales { height, width, stride, .. } = scales;
     assert!(height > 0 && width > 0, "blocks of {height} x {width}");
     let (down, across) = (block.outs().div_ceil(height), block.ins().div_ceil(width));
     assert!(
@@ -141,14 +130,7 @@ pub fn quantize_block(
         scales.scales.len()
     );
     check(block, &codes, &sums);
-    finish(
-        block,
-        dispatch(Blocks {
-            block,
-            scales,
-            writer: Writer { codes, sums },
-        }),
-    )
+    finish(block, dispatch(Blocks { block, scales, writer: Writer { codes, sums } }))
 }
 
 fn check(block: &Block<'_>, codes: &Codes<'_>, sums: &ErrorRows<'_>) {
@@ -168,11 +150,7 @@ fn finish(block: &Block<'_>, bad: Option<Rectangle>) -> Result<(), NonFinite> {
     if let Some(found) = block.find(outs, ins, |x| !x.is_finite()) {
         return Err(found);
     }
-    let mut worst = NonFinite {
-        out: outs.0,
-        input: ins.0,
-        value: 0.0,
-    };
+    let mut worst = NonFinite { out: outs.0, input: ins.0, value: 0.0 };
     for out in outs.0..outs.0 + outs.1 {
         for input in ins.0..ins.0 + ins.1 {
             let value = block.get(out, input);
@@ -299,9 +277,7 @@ impl Kernel for Blocks<'_> {
     #[inline(always)]
     fn run<S: Simd>(mut self, s: S) -> Self::Out {
         let (outs, ins) = (self.block.outs(), self.block.ins());
-        let BlockScales {
-            height, width, stride, ..
-        } = self.scales;
+        let BlockScales { height, width, stride, .. } = self.scales;
         let rows = width.min(ins.max(1)).next_multiple_of(LANES);
         let tiles = height.min(outs.max(1)).div_ceil(LANES);
         let mut panel = vec![Lanes::ZERO; tiles * rows];
@@ -326,10 +302,7 @@ impl Kernel for Blocks<'_> {
                     let lanes = LANES.min(high - first);
                     for at in (0..wide).step_by(STEP) {
                         let n = STEP.min(wide - at);
-                        if !self
-                            .writer
-                            .tile(s, &tile[at..at + n], scale, (out + first, lanes), first_in + at)
-                        {
+                        if !self.writer.tile(s, &tile[at..at + n], scale, (out + first, lanes), first_in + at) {
                             return Some(rectangle);
                         }
                     }

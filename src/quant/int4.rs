@@ -58,61 +58,22 @@ pub struct Int4Out<'a> {
 /// The group size does not divide the inputs, or a slice is too short.
 pub fn quantize(block: &Block<'_>, params: &Params, out: Int4Out<'_>, sums: ErrorRows<'_>) -> Result<(), NonFinite> {
     let (outs, ins, group) = (block.outs(), block.ins(), params.group_size);
-    assert!(
-        group > 0 && ins % group == 0,
-        "groups of {group} do not divide {ins} inputs"
-    );
+    assert!(group > 0 && ins % group == 0, "groups of {group} do not divide {ins} inputs");
     let fits = |len: usize, stride: usize, columns: usize| {
         outs == 0 || columns == 0 || (columns <= stride && (outs - 1) * stride + columns <= len)
     };
-    assert!(
-        fits(out.packed.len(), out.packed_stride, int4::words(ins)),
-        "packed: {} words",
-        out.packed.len()
-    );
-    assert!(
-        fits(out.scales.len(), out.scale_stride, ins / group),
-        "scales: {}",
-        out.scales.len()
-    );
-    assert_eq!(
-        out.zero_points.is_none(),
-        params.symmetric,
-        "zero points are for asymmetric codes"
-    );
+    assert!(fits(out.packed.len(), out.packed_stride, int4::words(ins)), "packed: {} words", out.packed.len());
+    assert!(fits(out.scales.len(), out.scale_stride, ins / group), "scales: {}", out.scales.len());
+    assert_eq!(out.zero_points.is_none(), params.symmetric, "zero points are for asymmetric codes");
     if let Some(zero_points) = &out.zero_points {
-        assert!(
-            fits(zero_points.len(), out.scale_stride, ins / group),
-            "zero points: {}",
-            zero_points.len()
-        );
+        assert!(fits(zero_points.len(), out.scale_stride, ins / group), "zero points: {}", zero_points.len());
     }
     assert_eq!(sums.weight.len(), outs, "error sums per output");
     match (params.symmetric, params.method) {
-        (true, Method::Rtn) => dispatch(Stripe::<false, false> {
-            block,
-            group,
-            out,
-            sums,
-        }),
-        (true, Method::Search) => dispatch(Stripe::<false, true> {
-            block,
-            group,
-            out,
-            sums,
-        }),
-        (false, Method::Rtn) => dispatch(Stripe::<true, false> {
-            block,
-            group,
-            out,
-            sums,
-        }),
-        (false, Method::Search) => dispatch(Stripe::<true, true> {
-            block,
-            group,
-            out,
-            sums,
-        }),
+        (true, Method::Rtn) => dispatch(Stripe::<false, false> { block, group, out, sums }),
+        (true, Method::Search) => dispatch(Stripe::<false, true> { block, group, out, sums }),
+        (false, Method::Rtn) => dispatch(Stripe::<true, false> { block, group, out, sums }),
+        (false, Method::Search) => dispatch(Stripe::<true, true> { block, group, out, sums }),
     }
 }
 
@@ -144,11 +105,7 @@ impl<const ASYMMETRIC: bool, const SEARCH: bool> Kernel for Stripe<'_, ASYMMETRI
         // A panel is as many tiles side by side as stay in the nearest caches: rows of a fused tensor are read in runs of
         // that many outputs, which is what makes reading them fast. A stored output is read along its row instead.
         let (in_out, most) = (self.block.layout() == Layout::InOut, outs.div_ceil(LANES).max(1));
-        let tiles = if in_out {
-            (PANEL / rows).clamp(1, 8).min(most)
-        } else {
-            1
-        };
+        let tiles = if in_out { (PANEL / rows).clamp(1, 8).min(most) } else { 1 };
         let mut panel = vec![Lanes::ZERO; tiles * rows];
         let mut scratch = vec![Words::ZERO; 3 * int4::words(unit)];
         let across = outs.div_ceil(tiles * LANES);
@@ -186,10 +143,7 @@ impl<const ASYMMETRIC: bool, const SEARCH: bool> Stripe<'_, ASYMMETRIC, SEARCH> 
         let lanes = LANES.min(self.block.outs() - out);
         words.fill(Words::ZERO);
         for at in (0..n).step_by(self.group) {
-            let job = Job {
-                rows: &tile[at..at + self.group],
-                place: at,
-            };
+            let job = Job { rows: &tile[at..at + self.group], place: at };
             match group::quantize::<S, ASYMMETRIC, SEARCH>(s, &job, words, spare) {
                 Some(coded) => self.put_group(&coded, out, (first_in + at) / self.group, lanes),
                 None => {
@@ -202,11 +156,7 @@ impl<const ASYMMETRIC: bool, const SEARCH: bool> Stripe<'_, ASYMMETRIC, SEARCH> 
                         .fold(0.0, |most: f32, x| most.max(x.abs()));
                     let found = block.find((out, lanes), range, |x| !x.is_finite());
                     let found = found.or_else(|| block.find((out, lanes), range, |x| x.abs() == worst));
-                    return Err(found.unwrap_or(NonFinite {
-                        out,
-                        input: first_in + at,
-                        value: worst,
-                    }));
+                    return Err(found.unwrap_or(NonFinite { out, input: first_in + at, value: worst }));
                 }
             }
         }

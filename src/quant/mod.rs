@@ -12,6 +12,8 @@ mod block;
 pub mod fp8;
 pub mod int4;
 mod quotient;
+pub mod recipe;
+pub mod scheme;
 mod sums;
 mod tally;
 mod target;
@@ -26,6 +28,7 @@ pub use target::Target;
 use target::read_scale;
 
 use std::fmt;
+use std::str::FromStr;
 
 /// A stripe of inputs that is not a matrix's last is a multiple of this many inputs.
 pub const STRIPE_INPUTS: usize = 64;
@@ -37,6 +40,27 @@ pub enum Method {
     Rtn,
     /// By search for the smallest squared error, never worse than [`Method::Rtn`] on any group.
     Search,
+}
+
+impl fmt::Display for Method {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Rtn => "rtn",
+            Self::Search => "search",
+        })
+    }
+}
+
+impl FromStr for Method {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        match name {
+            "rtn" => Ok(Self::Rtn),
+            "search" => Ok(Self::Search),
+            _ => Err(format!("unknown method `{name}`; there are rtn and search")),
+        }
+    }
 }
 
 /// A value that cannot be quantized: NaN, infinite, or so large that its quantized form would be infinite.
@@ -53,11 +77,7 @@ pub struct NonFinite {
 impl fmt::Display for NonFinite {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { out, input, value } = self;
-        let what = if value.is_finite() {
-            "too large to be quantized"
-        } else {
-            "not finite"
-        };
+        let what = if value.is_finite() { "too large to be quantized" } else { "not finite" };
         write!(f, "the value {value:e} at output {out}, input {input} is {what}")
     }
 }

@@ -29,11 +29,7 @@ impl<S: Simd> Divisor<S> {
         for x in lanes {
             is_fast &= SAFE.0 < x && x < SAFE.1;
         }
-        Self {
-            scale,
-            reciprocal: s.div(s.splat(1.0), scale),
-            is_fast,
-        }
+        Self { scale, reciprocal: s.div(s.splat(1.0), scale), is_fast }
     }
 
     /// `w / scale`, rounded to nearest, for magnitudes up to 2^20 scales. With `FAST`, the sign of a zero is lost, and

@@ -18,11 +18,7 @@ pub struct Errors {
 impl Errors {
     /// Root of the squared error relative to the squared weights; 0 for a matrix of zeros.
     pub fn relative_rms(&self) -> f64 {
-        if self.sum_sq_weight > 0.0 {
-            (self.sum_sq_error / self.sum_sq_weight).sqrt()
-        } else {
-            0.0
-        }
+        if self.sum_sq_weight > 0.0 { (self.sum_sq_error / self.sum_sq_weight).sqrt() } else { 0.0 }
     }
 }
 
@@ -47,12 +43,7 @@ pub struct ErrorRows<'a> {
 impl ErrorSums {
     /// Nothing summed yet, for a matrix of `outs` outputs.
     pub fn new(outs: usize) -> Self {
-        Self {
-            weight: vec![0.0; outs],
-            error: vec![0.0; outs],
-            rtn: vec![0.0; outs],
-            max_abs: 0.0,
-        }
+        Self { weight: vec![0.0; outs], error: vec![0.0; outs], rtn: vec![0.0; outs], max_abs: 0.0 }
     }
 
     /// The sums for a stripe that covers `outs` outputs from `first` on.

@@ -24,11 +24,7 @@ impl<S: Simd> Unit<S> {
         let exponent = s.imax(s.iand(s.bits(scale), s.isplat(0x7f80_0000)), s.isplat(1 << 23));
         let mut size = [0.0; LANES];
         s.store(s.floats(exponent), &mut size);
-        Self {
-            size,
-            up: s.floats(exponent),
-            down: s.floats(s.isub(s.isplat(254 << 23), exponent)),
-        }
+        Self { size, up: s.floats(exponent), down: s.floats(s.isub(s.isplat(254 << 23), exponent)) }
     }
 }
 
@@ -43,11 +39,7 @@ impl<S: Simd> Sums<S> {
     /// Nothing yet.
     #[inline(always)]
     pub(super) fn new(s: S) -> Self {
-        Self {
-            weight: s.splat(0.0),
-            error: s.splat(0.0),
-            max: s.splat(0.0),
-        }
+        Self { weight: s.splat(0.0), error: s.splat(0.0), max: s.splat(0.0) }
     }
 
     /// Adds sixteen weights and what became of them.
@@ -85,11 +77,7 @@ pub(super) struct Tally {
 
 impl Tally {
     /// Nothing yet.
-    pub(super) const ZERO: Self = Self {
-        weight: [0.0; LANES],
-        error: [0.0; LANES],
-        max_abs: [0.0; LANES],
-    };
+    pub(super) const ZERO: Self = Self { weight: [0.0; LANES], error: [0.0; LANES], max_abs: [0.0; LANES] };
 
     /// Out of the unit, into the weights' own size.
     #[inline(always)]

@@ -37,20 +37,12 @@ impl Matrix {
         gap: usize,
         offset: usize,
     ) -> Self {
-        let (rows, columns) = if layout == Layout::OutIn {
-            (outs, ins)
-        } else {
-            (ins, outs)
-        };
+        let (rows, columns) = if layout == Layout::OutIn { (outs, ins) } else { (ins, outs) };
         let stride = columns + gap;
         let mut bytes = vec![0xff; offset];
         for row in 0..rows {
             for column in 0..columns {
-                let x = if layout == Layout::OutIn {
-                    weights[row * ins + column]
-                } else {
-                    weights[column * ins + row]
-                };
+                let x = if layout == Layout::OutIn { weights[row * ins + column] } else { weights[column * ins + row] };
                 match float {
                     Float::BF16 => bytes.extend(bf16::from_f32(x).to_le_bytes()),
                     Float::F16 => bytes.extend(f16::from_f32(x).to_le_bytes()),
@@ -61,34 +53,16 @@ impl Matrix {
                 bytes.resize(bytes.len() + gap * float.bytes(), 0xff);
             }
         }
-        Self {
-            bytes,
-            offset,
-            float,
-            layout,
-            stride,
-            outs,
-            ins,
-        }
+        Self { bytes, offset, float, layout, stride, outs, ins }
     }
 
     fn block(&self) -> Block<'_> {
-        Block::new(
-            &self.bytes[self.offset..],
-            self.float,
-            self.layout,
-            self.stride,
-            (self.outs, self.ins),
-        )
+        Block::new(&self.bytes[self.offset..], self.float, self.layout, self.stride, (self.outs, self.ins))
     }
 
     /// The stripe of `n` outputs or inputs, whichever rows are stored, from `first` on.
     fn stripe(&self, first: usize, n: usize) -> Block<'_> {
-        let shape = if self.layout == Layout::OutIn {
-            (n, self.ins)
-        } else {
-            (self.outs, n)
-        };
+        let shape = if self.layout == Layout::OutIn { (n, self.ins) } else { (self.outs, n) };
         let from = self.offset + first * self.stride * self.float.bytes();
         Block::new(&self.bytes[from..], self.float, self.layout, self.stride, shape)
     }
@@ -96,8 +70,6 @@ impl Matrix {
     /// The weights as stored.
     fn weights(&self) -> Vec<f32> {
         let block = self.block();
-        (0..self.outs)
-            .flat_map(|out| (0..self.ins).map(move |input| block.get(out, input)))
-            .collect()
+        (0..self.outs).flat_map(|out| (0..self.ins).map(move |input| block.get(out, input))).collect()
     }
 }

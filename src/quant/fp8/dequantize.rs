@@ -29,26 +29,12 @@ pub struct Coded<'a> {
 ///
 /// A slice does not have the size that the numbers of `coded` give it.
 pub fn dequantize<T: Target>(coded: &Coded<'_>, weights: &mut [T]) {
-    let Coded {
-        block: (height, width),
-        first_row,
-        rows,
-        ins,
-        ..
-    } = *coded;
+    let Coded { block: (height, width), first_row, rows, ins, .. } = *coded;
     assert!(height > 0 && (width > 0 || ins == 0), "blocks of {height} x {width}");
     assert_eq!(coded.codes.len(), rows * ins, "codes of {rows} x {ins}");
     assert_eq!(weights.len(), rows * ins, "weights of {rows} x {ins}");
-    let needed = if rows * ins == 0 {
-        0
-    } else {
-        (first_row + rows).div_ceil(height) * ins.div_ceil(width)
-    };
-    assert!(
-        needed * coded.float.bytes() <= coded.scales.len(),
-        "{} bytes of {needed} scales",
-        coded.scales.len()
-    );
+    let needed = if rows * ins == 0 { 0 } else { (first_row + rows).div_ceil(height) * ins.div_ceil(width) };
+    assert!(needed * coded.float.bytes() <= coded.scales.len(), "{} bytes of {needed} scales", coded.scales.len());
     if rows * ins > 0 {
         dispatch(Dequantize { coded, weights });
     }
@@ -64,19 +50,9 @@ impl<T: Target> Kernel for Dequantize<'_, T> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Coded {
-            block: (height, width),
-            first_row,
-            ins,
-            float,
-            ..
-        } = *self.coded;
+        let Coded { block: (height, width), first_row, ins, float, .. } = *self.coded;
         let across = ins.div_ceil(width);
-        let rows = self
-            .coded
-            .codes
-            .chunks_exact(ins)
-            .zip(self.weights.chunks_exact_mut(ins));
+        let rows = self.coded.codes.chunks_exact(ins).zip(self.weights.chunks_exact_mut(ins));
         for (r, (codes, weights)) in rows.enumerate() {
             let down = (first_row + r) / height;
             for (b, (codes, weights)) in codes.chunks(width).zip(weights.chunks_mut(width)).enumerate() {
@@ -95,11 +71,7 @@ fn part<S: Simd, T: Target>(s: S, codes: &[u8], (scale, float): (f32, Float), we
         if let (Ok(codes), Ok(weights), false) = (codes.try_into(), (&mut *weights).try_into(), float == Float::F16) {
             let code: S::I = s.load_u8(codes);
             let value = s.mul(decode(s, code), factor);
-            let value = if float == Float::BF16 {
-                s.round_bf16(value)
-            } else {
-                value
-            };
+            let value = if float == Float::BF16 { s.round_bf16(value) } else { value };
             T::store(s, value, weights);
         } else {
             for (code, weight) in codes.iter().zip(weights) {

@@ -29,28 +29,12 @@ pub struct Packed<'a> {
 ///
 /// A slice does not have the size that the numbers of `packed` give it.
 pub fn dequantize<T: Target>(packed: &Packed<'_>, weights: &mut [T]) {
-    let Packed {
-        rows, ins, group_size, ..
-    } = *packed;
-    assert!(
-        group_size > 0 && ins % group_size == 0,
-        "groups of {group_size} do not divide {ins} inputs"
-    );
+    let Packed { rows, ins, group_size, .. } = *packed;
+    assert!(group_size > 0 && ins % group_size == 0, "groups of {group_size} do not divide {ins} inputs");
     let groups = ins / group_size;
-    assert_eq!(
-        packed.codes.len(),
-        rows * words(ins) * 4,
-        "bytes of codes for {rows} x {ins}"
-    );
-    assert_eq!(
-        packed.scales.len(),
-        rows * groups * packed.float.bytes(),
-        "bytes of scales for {rows} x {groups}"
-    );
-    assert!(
-        packed.zero_points.is_none_or(|z| z.len() == rows * groups),
-        "zero points for {rows} x {groups}"
-    );
+    assert_eq!(packed.codes.len(), rows * words(ins) * 4, "bytes of codes for {rows} x {ins}");
+    assert_eq!(packed.scales.len(), rows * groups * packed.float.bytes(), "bytes of scales for {rows} x {groups}");
+    assert!(packed.zero_points.is_none_or(|z| z.len() == rows * groups), "zero points for {rows} x {groups}");
     assert_eq!(weights.len(), rows * ins, "weights of {rows} x {ins}");
     dispatch(Dequantize { packed, weights });
 }
@@ -65,12 +49,7 @@ impl<T: Target> Kernel for Dequantize<'_, T> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Packed {
-            ins,
-            group_size: group,
-            float,
-            ..
-        } = *self.packed;
+        let Packed { ins, group_size: group, float, .. } = *self.packed;
         if ins == 0 {
             return;
         }
@@ -109,10 +88,7 @@ fn words_of_group<S: Simd, T: Target>(s: S, codes: &[u8], (scale, zero, float): 
         let mut eight = [0; 8];
         eight[..code.len()].copy_from_slice(code);
         let pair = u64::from_le_bytes(eight);
-        let steps = s.sub(
-            s.floats(s.ior(s.nibbles(pair as u32, (pair >> 32) as u32), bias)),
-            offset,
-        );
+        let steps = s.sub(s.floats(s.ior(s.nibbles(pair as u32, (pair >> 32) as u32), bias)), offset);
         let mut value = s.mul(steps, factor);
         match float {
             Float::BF16 => value = s.round_bf16(value),

@@ -98,13 +98,7 @@ pub(super) fn quantize<S: Simd, const ASYMMETRIC: bool, const SEARCH: bool>(
                 tally.max_abs[lane] = rtn.max_abs[lane];
             }
         }
-        merge(
-            s,
-            &keep,
-            &mut words[range.clone()],
-            &plain[range.clone()],
-            &other[range],
-        );
+        merge(s, &keep, &mut words[range.clone()], &plain[range.clone()], &other[range]);
         (tally, rtn.scaled(&unit))
     } else {
         let tally = encode::<S, ASYMMETRIC>(s, job, grid, &unit, words);
@@ -112,12 +106,7 @@ pub(super) fn quantize<S: Simd, const ASYMMETRIC: bool, const SEARCH: bool>(
         (tally, rtn)
     };
     let finite = rtn.max_abs.iter().all(|x| x.is_finite());
-    finite.then(|| Coded {
-        scale,
-        zero,
-        tally: tally.scaled(&unit),
-        error_rtn: rtn.error,
-    })
+    finite.then(|| Coded { scale, zero, tally: tally.scaled(&unit), error_rtn: rtn.error })
 }
 
 /// Adds to `words` the nibbles of `found` in the lanes of `keep`, those of `plain` in the others.
@@ -152,11 +141,7 @@ fn rtn_grid<S: Simd, const ASYMMETRIC: bool>(s: S, rows: &[Lanes]) -> Option<Gri
         return None;
     }
     let zero = s.splat(0.0);
-    let exact = if ASYMMETRIC {
-        s.div(s.sub(high, low), s.splat(15.0))
-    } else {
-        s.div(s.floats(most), s.splat(7.5))
-    };
+    let exact = if ASYMMETRIC { s.div(s.sub(high, low), s.splat(15.0)) } else { s.div(s.floats(most), s.splat(7.5)) };
     let rounded = s.round_bf16(exact);
     s.istore(s.bits(rounded), &mut lanes);
     if lanes.iter().any(|&bits| bits >= 0x7f80_0000) {
@@ -169,10 +154,7 @@ fn rtn_grid<S: Simd, const ASYMMETRIC: bool>(s: S, rows: &[Lanes]) -> Option<Gri
     let shifted = s.sub(s.splat(-8.0), s.div(low, scale));
     let clamped = s.min(s.max(shifted, s.splat(-8.0)), s.splat(7.0));
     let point = s.sub(s.add(clamped, s.splat(ROUNDER)), s.splat(ROUNDER));
-    Some(Grid {
-        scale,
-        zero: s.select_lt(zero, rounded, point, zero),
-    })
+    Some(Grid { scale, zero: s.select_lt(zero, rounded, point, zero) })
 }
 
 /// Codes the rows and measures the error.
@@ -185,11 +167,7 @@ fn encode<S: Simd, const ASYMMETRIC: bool>(
     words: &mut [Words],
 ) -> Tally {
     let divisor = Divisor::new(s, grid.scale);
-    let coder = Coder {
-        divisor,
-        zero: grid.zero,
-        unit,
-    };
+    let coder = Coder { divisor, zero: grid.zero, unit };
     if coder.divisor.is_fast {
         coder.rows::<ASYMMETRIC, true>(s, job, words)
     } else {
@@ -288,8 +266,5 @@ fn search<S: Simd, const ASYMMETRIC: bool>(s: S, rows: &[Lanes], grid: Grid<S>, 
         best = s.max(score, best);
     }
     let scale = s.round_bf16(s.mul(ratio, unit.up));
-    Grid {
-        scale: s.select_lt(zero, scale, scale, grid.scale),
-        zero: grid.zero,
-    }
+    Grid { scale: s.select_lt(zero, scale, scale, grid.scale), zero: grid.zero }
 }

@@ -18,11 +18,7 @@ fn int4(block: &Block<'_>, symmetric: bool, method: Method) -> Result<(), NonFin
         scale_stride: 1,
         zero_points: (!symmetric).then_some(&mut zeros),
     };
-    let params = Params {
-        group_size: ins,
-        symmetric,
-        method,
-    };
+    let params = Params { group_size: ins, symmetric, method };
     int4::quantize(block, &params, out, ErrorSums::new(outs).rows(0, outs))
 }
 
@@ -32,41 +28,22 @@ fn fp8_channel(block: &Block<'_>) -> Result<(), NonFinite> {
     fp8::absmax(block, &mut amax)?;
     let scales: Vec<bf16> = amax.into_iter().map(fp8::scale).collect();
     let mut bytes = vec![0; outs * ins];
-    let codes = Codes {
-        bytes: &mut bytes,
-        stride: ins,
-    };
+    let codes = Codes { bytes: &mut bytes, stride: ins };
     fp8::quantize_channel(block, &scales, codes, ErrorSums::new(outs).rows(0, outs))
 }
 
 fn fp8_block(block: &Block<'_>) -> Result<(), NonFinite> {
     let (outs, ins) = (block.outs(), block.ins());
     let (mut bytes, mut scales) = (vec![0; outs * ins], [bf16::ZERO]);
-    let scales = BlockScales {
-        scales: &mut scales,
-        stride: 1,
-        height: outs,
-        width: ins,
-    };
-    fp8::quantize_block(
-        block,
-        scales,
-        Codes {
-            bytes: &mut bytes,
-            stride: ins,
-        },
-        ErrorSums::new(outs).rows(0, outs),
-    )
+    let scales = BlockScales { scales: &mut scales, stride: 1, height: outs, width: ins };
+    fp8::quantize_block(block, scales, Codes { bytes: &mut bytes, stride: ins }, ErrorSums::new(outs).rows(0, outs))
 }
 
 #[test]
 fn what_is_not_finite_is_named() {
     for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
-        for (layout, float) in [
-            (Layout::InOut, Float::BF16),
-            (Layout::OutIn, Float::F16),
-            (Layout::InOut, Float::F32),
-        ] {
+        for (layout, float) in [(Layout::InOut, Float::BF16), (Layout::OutIn, Float::F16), (Layout::InOut, Float::F32)]
+        {
             let mut weights = vec![0.5; 19 * 64];
             weights[17 * 64 + 33] = value;
             weights[18 * 64 + 2] = value;
@@ -82,10 +59,7 @@ fn what_is_not_finite_is_named() {
                 for result in results {
                     let found = result.unwrap_err();
                     assert_eq!((found.out, found.input), (17, 33));
-                    assert!(
-                        found.to_string().ends_with("at output 17, input 33 is not finite"),
-                        "{found}"
-                    );
+                    assert!(found.to_string().ends_with("at output 17, input 33 is not finite"), "{found}");
                 }
             }
         }

@@ -16,11 +16,7 @@ static FILE: &[u8] = include_bytes!("../../../testdata/quant-goldens.safetensors
 fn weights<'a>(file: &'a SafeTensors<'_>) -> Vec<(&'static str, Block<'a>)> {
     let block = |name: &'static str| {
         let tensor = file.tensor(&format!("{name}.weight")).unwrap();
-        let float = if tensor.dtype() == Dtype::F32 {
-            Float::F32
-        } else {
-            Float::BF16
-        };
+        let float = if tensor.dtype() == Dtype::F32 { Float::F32 } else { Float::BF16 };
         let (outs, ins) = (tensor.shape()[0], tensor.shape()[1]);
         let from = tensor.data().as_ptr() as usize - FILE.as_ptr() as usize;
         let bytes = &FILE[from..from + tensor.data().len()];
@@ -58,11 +54,7 @@ fn int4_is_what_compressed_tensors_writes() {
                         scale_stride: groups,
                         zero_points: (!symmetric).then_some(&mut zeros),
                     };
-                    let params = Params {
-                        group_size: group,
-                        symmetric,
-                        method: Method::Rtn,
-                    };
+                    let params = Params { group_size: group, symmetric, method: Method::Rtn };
                     let mut sums = ErrorSums::new(outs);
                     pinned(isa, || int4::quantize(&block, &params, out, sums.rows(0, outs))).unwrap();
                     assert_eq!(bytes(&scales), golden("scale").unwrap(), "{case} {isa}: scales");
@@ -70,11 +62,7 @@ fn int4_is_what_compressed_tensors_writes() {
                     if !symmetric {
                         let mut along = vec![0; outs.div_ceil(8) * groups];
                         int4::pack_zero_points(&zeros, outs, groups, &mut along);
-                        assert_eq!(
-                            word_bytes(&along),
-                            golden("zero_packed").unwrap(),
-                            "{case} {isa}: zero points"
-                        );
+                        assert_eq!(word_bytes(&along), golden("zero_packed").unwrap(), "{case} {isa}: zero points");
                         let mut back = vec![0; zeros.len()];
                         int4::unpack_zero_points(&golden("zero_packed").unwrap(), outs, groups, &mut back);
                         assert_eq!(back, zeros);
@@ -105,22 +93,11 @@ fn fp8_is_what_compressed_tensors_writes() {
     for (name, block) in weights(&file) {
         let (outs, ins) = (block.outs(), block.ins());
         for strategy in ["channel", "block", "tensor"] {
-            let golden = |what: &str| {
-                file.tensor(&format!("{name}.fp8.{strategy}.{what}"))
-                    .unwrap()
-                    .data()
-                    .to_vec()
-            };
+            let golden = |what: &str| file.tensor(&format!("{name}.fp8.{strategy}.{what}")).unwrap().data().to_vec();
             for isa in isas() {
                 let mut codes = vec![0; outs * ins];
                 let mut sums = ErrorSums::new(outs);
-                let (to, rows) = (
-                    Codes {
-                        bytes: &mut codes,
-                        stride: ins,
-                    },
-                    sums.rows(0, outs),
-                );
+                let (to, rows) = (Codes { bytes: &mut codes, stride: ins }, sums.rows(0, outs));
                 let mut amax = vec![0.0; outs];
                 pinned(isa, || fp8::absmax(&block, &mut amax)).unwrap();
                 let (scales, shape) = match strategy {
@@ -137,12 +114,7 @@ fn fp8_is_what_compressed_tensors_writes() {
                     _ => {
                         let (height, width, stride) = (32, 48, ins.div_ceil(48));
                         let mut scales = vec![bf16::ZERO; outs.div_ceil(height) * stride];
-                        let blocks = BlockScales {
-                            scales: &mut scales,
-                            stride,
-                            height,
-                            width,
-                        };
+                        let blocks = BlockScales { scales: &mut scales, stride, height, width };
                         pinned(isa, || fp8::quantize_block(&block, blocks, to, rows)).unwrap();
                         (scales, (height, width))
                     }
@@ -151,15 +123,8 @@ fn fp8_is_what_compressed_tensors_writes() {
                 assert_eq!(codes, golden("codes"), "{name} {strategy} {isa}: codes");
                 let scales = bytes(&scales);
                 let float = Float::BF16;
-                let coded = Coded {
-                    codes: &codes,
-                    scales: &scales,
-                    float,
-                    block: shape,
-                    first_row: 0,
-                    rows: outs,
-                    ins,
-                };
+                let coded =
+                    Coded { codes: &codes, scales: &scales, float, block: shape, first_row: 0, rows: outs, ins };
                 let mut values = vec![bf16::NAN; outs * ins];
                 pinned(isa, || fp8::dequantize(&coded, &mut values));
                 assert_eq!(bytes(&values), golden("dequantized"), "{name} {strategy} {isa}: values");

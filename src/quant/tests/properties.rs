@@ -37,9 +37,7 @@ fn matrix(outs: std::ops::Range<usize>, ins: impl Strategy<Value = usize>) -> im
         |(outs, ins, float, layout, gap, offset, seed)| {
             let mut state = seed | 1;
             let mut next = move || {
-                state = state
-                    .wrapping_mul(6364136223846793005)
-                    .wrapping_add(1442695040888963407);
+                state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
                 (state >> 32) as u32
             };
             let mut weights = Vec::with_capacity(outs * ins);
@@ -88,12 +86,7 @@ fn int4_in_stripes(m: &Matrix, params: &Params, stripe: usize) -> Int4 {
         };
         int4::quantize(&block, params, out_slices, sums.rows(out, block.outs())).unwrap();
     }
-    Int4 {
-        packed,
-        scales,
-        zeros,
-        errors: sums.finish(),
-    }
+    Int4 { packed, scales, zeros, errors: sums.finish() }
 }
 
 /// Equal but for rounding in `f32`; squares of weights too small for a scale of their own may count as nothing.
@@ -105,24 +98,12 @@ fn check_int4(m: &Matrix, group: usize, symmetric: bool) {
     let (width, groups, weights) = (nibbles::words(m.ins), m.ins / group, m.weights());
     let mut rtn_total = None;
     for method in [Method::Rtn, Method::Search] {
-        let params = Params {
-            group_size: group,
-            symmetric,
-            method,
-        };
+        let params = Params { group_size: group, symmetric, method };
         let got = int4_in_stripes(m, &params, usize::MAX / 2);
         for isa in isas() {
-            assert_eq!(
-                pinned(isa, || int4_in_stripes(m, &params, usize::MAX / 2)),
-                got,
-                "{isa}"
-            );
+            assert_eq!(pinned(isa, || int4_in_stripes(m, &params, usize::MAX / 2)), got, "{isa}");
         }
-        let stripe = if m.layout == Layout::OutIn {
-            3
-        } else {
-            group * STRIPE_INPUTS
-        };
+        let stripe = if m.layout == Layout::OutIn { 3 } else { group * STRIPE_INPUTS };
         assert_eq!(int4_in_stripes(m, &params, stripe), got, "stripes");
         if m.layout == Layout::InOut && group.is_multiple_of(8) {
             assert_eq!(int4_in_stripes(m, &params, group), got, "stripes of a group");
@@ -135,16 +116,10 @@ fn check_int4(m: &Matrix, group: usize, symmetric: bool) {
                 let w = &weights[out * m.ins + g * group..][..group];
                 let rtn = Group::rtn(w, symmetric);
                 let (scale, zero) = (got.scales[out * groups + g].to_f32(), got.zeros[out * groups + g]);
-                let found = if method == Method::Rtn {
-                    Group::rtn(w, symmetric)
-                } else {
-                    Group::with(w, scale, zero)
-                };
+                let found = if method == Method::Rtn { Group::rtn(w, symmetric) } else { Group::with(w, scale, zero) };
                 assert_eq!((found.scale, found.zero), (scale, zero), "{w:?}");
-                let (error, plain) = (
-                    naive::squared_error(w, &found.dequantized()),
-                    naive::squared_error(w, &rtn.dequantized()),
-                );
+                let (error, plain) =
+                    (naive::squared_error(w, &found.dequantized()), naive::squared_error(w, &rtn.dequantized()));
                 assert!(error <= plain, "{error:e} is worse than {plain:e} for {w:?}");
                 rtn_error += plain;
                 codes.extend(&found.codes);
@@ -156,26 +131,10 @@ fn check_int4(m: &Matrix, group: usize, symmetric: bool) {
         }
         let total = naive::squared_error(&weights, &vec![0.0; weights.len()]);
         assert!(close(got.errors.sum_sq_weight, total), "{:?} {total:e}", got.errors);
-        assert!(
-            close(got.errors.sum_sq_error, naive::squared_error(&weights, &values)),
-            "{:?}",
-            got.errors
-        );
-        assert!(
-            close(got.errors.sum_sq_error_rtn, rtn_error),
-            "{:?} {rtn_error:e}",
-            got.errors
-        );
-        let largest = weights
-            .iter()
-            .zip(&values)
-            .map(|(a, b)| (a - b).abs())
-            .fold(0.0, f32::max);
-        assert!(
-            close(got.errors.max_abs_error.into(), largest.into()),
-            "{:?} {largest:e}",
-            got.errors
-        );
+        assert!(close(got.errors.sum_sq_error, naive::squared_error(&weights, &values)), "{:?}", got.errors);
+        assert!(close(got.errors.sum_sq_error_rtn, rtn_error), "{:?} {rtn_error:e}", got.errors);
+        let largest = weights.iter().zip(&values).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(close(got.errors.max_abs_error.into(), largest.into()), "{:?} {largest:e}", got.errors);
         let rtn = *rtn_total.get_or_insert(got.errors.sum_sq_error);
         assert!(close(got.errors.sum_sq_error_rtn, rtn));
         check_int4_back(m, group, symmetric, &got, &values);
@@ -212,38 +171,18 @@ fn fp8_in_stripes(m: &Matrix, blocks: Option<(usize, usize)>, stripe: usize) -> 
     let mut sums = ErrorSums::new(m.outs);
     let mut bytes = vec![0xaa; m.outs * m.ins];
     let at = |first: usize| {
-        if m.layout == Layout::OutIn {
-            (first, first * m.ins)
-        } else {
-            (0, first)
-        }
+        if m.layout == Layout::OutIn { (first, first * m.ins) } else { (0, first) }
     };
-    let stripes = || {
-        (0..rows)
-            .step_by(stripe)
-            .map(|first| (first, m.stripe(first, stripe.min(rows - first))))
-    };
+    let stripes = || (0..rows).step_by(stripe).map(|first| (first, m.stripe(first, stripe.min(rows - first))));
     let mut scales = Vec::new();
     if let Some((height, width)) = blocks {
         let across = m.ins.div_ceil(width);
         scales = vec![bf16::NAN; m.outs.div_ceil(height) * across];
         for (first, block) in stripes() {
             let (out, byte) = at(first);
-            let from = if m.layout == Layout::OutIn {
-                first / height * across
-            } else {
-                first / width
-            };
-            let scales = BlockScales {
-                scales: &mut scales[from..],
-                stride: across,
-                height,
-                width,
-            };
-            let codes = Codes {
-                bytes: &mut bytes[byte..],
-                stride: m.ins,
-            };
+            let from = if m.layout == Layout::OutIn { first / height * across } else { first / width };
+            let scales = BlockScales { scales: &mut scales[from..], stride: across, height, width };
+            let codes = Codes { bytes: &mut bytes[byte..], stride: m.ins };
             fp8::quantize_block(&block, scales, codes, sums.rows(out, block.outs())).unwrap();
         }
     } else {
@@ -254,10 +193,7 @@ fn fp8_in_stripes(m: &Matrix, blocks: Option<(usize, usize)>, stripe: usize) -> 
         scales.extend(amax.into_iter().map(fp8::scale));
         for (first, block) in stripes() {
             let (out, byte) = at(first);
-            let codes = Codes {
-                bytes: &mut bytes[byte..],
-                stride: m.ins,
-            };
+            let codes = Codes { bytes: &mut bytes[byte..], stride: m.ins };
             let scales = &scales[out..][..block.outs()];
             fp8::quantize_channel(&block, scales, codes, sums.rows(out, block.outs())).unwrap();
         }
@@ -293,19 +229,8 @@ fn check_fp8(m: &Matrix, blocks: Option<(usize, usize)>) {
         }
     }
     assert_eq!(got.1, codes);
-    assert!(
-        close(
-            got.2.sum_sq_weight,
-            naive::squared_error(&weights, &vec![0.0; weights.len()])
-        ),
-        "{:?}",
-        got.2
-    );
-    assert!(
-        close(got.2.sum_sq_error, naive::squared_error(&weights, &values)),
-        "{:?}",
-        got.2
-    );
+    assert!(close(got.2.sum_sq_weight, naive::squared_error(&weights, &vec![0.0; weights.len()])), "{:?}", got.2);
+    assert!(close(got.2.sum_sq_error, naive::squared_error(&weights, &values)), "{:?}", got.2);
     assert_eq!(got.2.sum_sq_error, got.2.sum_sq_error_rtn);
     let scales: Vec<u8> = got.0.iter().flat_map(|s| s.to_le_bytes()).collect();
     let mut coded = Coded {

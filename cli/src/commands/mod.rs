@@ -1,0 +1,24 @@
+//! One file for each command: its arguments, what they mean, and the call.
+
+pub(crate) mod completions;
+pub(crate) mod inspect;
+pub(crate) mod man;
+pub(crate) mod quantize;
+pub(crate) mod verify;
+
+use anyhow::Result;
+
+use crate::args::Command;
+use crate::context::Context;
+use crate::exit::Outcome;
+
+/// Runs a command.
+pub(crate) fn run(command: Command, context: &Context) -> Result<Outcome> {
+    match command {
+        Command::Inspect(arguments) => inspect::run(arguments, context),
+        Command::Quantize(arguments) => quantize::run(arguments, context),
+        Command::Verify(arguments) => verify::run(arguments, context),
+        Command::Completions(arguments) => completions::run(&arguments),
+        Command::Man(arguments) => man::run(&arguments),
+    }
+}

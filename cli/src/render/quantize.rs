@@ -1,0 +1,95 @@
+//! What `quantize` tells, as text.
+
+use std::time::Duration;
+
+use indicatif::HumanDuration;
+use l4::tasks::quantize::{DryRun, Report};
+
+use super::table;
+use crate::size::{binary, decimal};
+
+/// What a run would do.
+pub(crate) fn plan(plan: &DryRun) -> String {
+    let mut text = format!("{} -> {}\n", plan.source.display(), plan.output.display());
+    for line in &plan.schemes {
+        text += &format!("  {line}\n");
+    }
+    text += &format!(
+        "\nreads    {} of weights\nwrites   {} in {} files, {} tensors; {:.2} bits per quantized weight\n",
+        decimal(plan.bytes_in),
+        decimal(plan.bytes_out),
+        plan.files.len(),
+        plan.tensors,
+        plan.bits_per_weight,
+    );
+    text += &format!("memory   {} at most, {} tasks\n", binary(plan.memory_bytes), plan.tasks);
+    let verdict = if plan.disk_fits { "it fits" } else { "it does not fit" };
+    text += &format!("disk     {} free: {verdict}\n\n", decimal(plan.disk_free_bytes));
+    let rows = plan.files.iter().map(|file| vec![file.name.clone(), file.tensors.to_string(), decimal(file.bytes)]);
+    text += &table(&["file", "tensors", "size"], &[1, 2], rows);
+    for warning in &plan.warnings {
+        text += &format!("warning: {warning}\n");
+    }
+    text
+}
+
+/// What a run did; `verbose` lists every weight.
+pub(crate) fn report(report: &Report, verbose: bool) -> String {
+    let mut text = format!("{} -> {}\n", report.source.display(), report.output.display());
+    for line in &report.schemes {
+        text += &format!("  {line}\n");
+    }
+    text.push('\n');
+    let percent = |error: f64| format!("{:.3} %", 100.0 * error);
+    if verbose {
+        let rows = report.weights.iter().map(|weight| {
+            let errors = [weight.rel_rms_error, weight.rel_rms_error_rtn].map(percent);
+            [vec![weight.name.clone(), weight.scheme.clone(), weight.policy.clone()], errors.to_vec()].concat()
+        });
+        text += &table(&["weight", "scheme", "method", "error", "with rtn"], &[3, 4], rows);
+    } else {
+        let rows = report.layers.iter().map(|layer| {
+            vec![
+                layer.layer.to_string(),
+                layer.weights.to_string(),
+                percent(layer.rel_rms_error),
+                percent(layer.rel_rms_error_rtn),
+                layer.worst.clone(),
+            ]
+        });
+        text += &table(&["layer", "weights", "error", "with rtn", "largest in"], &[0, 1, 2, 3], rows);
+    }
+    text += &format!(
+        "\nerror    {} (round-to-nearest: {}), relative, root mean square\n",
+        percent(report.rel_rms_error),
+        percent(report.rel_rms_error_rtn)
+    );
+    text += &format!(
+        "size     {} -> {}, {:.2} bits per quantized weight\n",
+        decimal(report.bytes_in),
+        decimal(report.bytes_out),
+        report.bits_per_weight
+    );
+    let resumed = if report.resumed { ", going on from an interrupted run" } else { "" };
+    text += &format!(
+        "time     {} at {}/s{resumed}\n",
+        duration(report.seconds),
+        decimal(report.bytes_in_per_second as u64)
+    );
+    if let Some(peak) = report.peak_memory_bytes {
+        text += &format!("memory   {} at most\n", binary(peak));
+    }
+    text += &format!("\nnext: l4tool verify {0} --against {1}\n", report.output.display(), report.source.display());
+    text
+}
+
+/// `0.6 s`, `42 s` or `3 minutes`.
+fn duration(seconds: f64) -> String {
+    if seconds < 10.0 {
+        format!("{seconds:.1} s")
+    } else if seconds < 120.0 {
+        format!("{seconds:.0} s")
+    } else {
+        HumanDuration(Duration::from_secs_f64(seconds)).to_string()
+    }
+}

@@ -1,0 +1,65 @@
+#!/usr/bin/env bash
+# Quantizes the models in testdata with every scheme and lets compressed-tensors and transformers judge each result.
+#
+#   interop/run.sh [FOLDER]      keeps the outputs in FOLDER (default: a temporary one)
+#
+# PYTHON is the interpreter that has interop/requirements.txt (default: interop/.venv/bin/python, then python3).
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+if [[ -z ${PYTHON:-} ]]; then
+    PYTHON=python3
+    [[ -x interop/.venv/bin/python ]] && PYTHON=interop/.venv/bin/python
+fi
+if [[ -n ${1:-} ]]; then
+    work=$1
+    mkdir -p "$work"
+else
+    work=$(mktemp -d)
+    trap 'rm -rf "$work"' EXIT
+fi
+
+cargo build --release --quiet -p l4tool
+cargo build --release --quiet -p l4 --example dump_weights
+target=${CARGO_TARGET_DIR:-target}/release
+failed=()
+
+check() { # NAME SOURCE OPTION...
+    local name=$1 source=$2
+    shift 2
+    local out=$work/$name
+    echo "== $name: l4tool quantize $source $*"
+    rm -rf "$out" "$out".weights.safetensors "$out".logits.safetensors
+    if ! { "$target/l4tool" -q quantize "$source" -o "$out" "$@" &&
+        "$target/examples/dump_weights" "$out" "$out.weights.safetensors" &&
+        "$target/l4tool" -q verify "$out" --text testdata/text/eval.txt --tokens 200 --logits "$out.logits.safetensors" >/dev/null &&
+        "$PYTHON" interop/check_output.py "$out" --source "$source" \
+            --weights "$out.weights.safetensors" --logits "$out.logits.safetensors" 2>"$out.log"; }; then
+        failed+=("$name")
+        [[ -f $out.log ]] && tail -n 20 "$out.log"
+    fi
+}
+
+scout=testdata/tiny-scout
+check scout-int4 $scout --int4
+check scout-int4-rtn $scout --int4 --method rtn
+check scout-int4-g32 $scout --int4 --group-size 32
+check scout-int4-g64 $scout --int4 --group-size 64
+check scout-w4a16-asym $scout --scheme w4a16-asym
+check scout-w4a16-asym-g32 $scout --scheme w4a16-asym --group-size 32
+check scout-fp8 $scout --fp8
+check scout-fp8-block $scout --scheme fp8-block
+
+# Its narrowest matrix has 32 columns.
+maverick=testdata/tiny-maverick
+check maverick-int4-g32 $maverick --int4 --group-size 32
+check maverick-int4-g32-rtn $maverick --int4 --group-size 32 --method rtn
+check maverick-w4a16-asym-g32 $maverick --scheme w4a16-asym --group-size 32
+check maverick-fp8 $maverick --fp8
+check maverick-fp8-block $maverick --scheme fp8-block
+
+if ((${#failed[@]})); then
+    echo "FAILED: ${failed[*]}"
+    exit 1
+fi
+echo "all checks passed"

@@ -1,0 +1,108 @@
+//! Reading the numbers of a weight, whatever it is coded in.
+
+use std::ops::Range;
+
+use super::view::{Coding, Llama4, TensorId, Weight};
+use crate::checkpoint::Edges;
+use crate::dtype::Dtype;
+use crate::kernels::Float;
+use crate::quant::scheme::Scheme;
+use crate::quant::{Target, fp8, int4};
+
+impl Llama4 {
+    /// Dequantizes output rows `outs` of a quantized matrix into `rows`, `[outs, in]`: the values that compressed-tensors
+    /// decompresses.
+    ///
+    /// # Panics
+    /// If the weight is plain, or `rows` has another size.
+    pub fn dequantize<T: Target>(&self, weight: &Weight, outs: Range<usize>, rows: &mut [T]) {
+        let (out, ins) = weight.matrix();
+        assert!(outs.end <= out && rows.len() == outs.len() * ins, "{} values for rows {outs:?}", rows.len());
+        match weight.coding {
+            Coding::Plain(_) => panic!("`{}` is not quantized", weight.name),
+            Coding::Int4 { packed, scale, zero_point, group_size, .. } => {
+                let zero_points = zero_point.map(|id| self.zero_points(id, &outs, ins / group_size));
+                let packed = int4::Packed {
+                    codes: self.rows(packed, &outs, out),
+                    scales: self.rows(scale, &outs, out),
+                    float: self.float(scale),
+                    zero_points: zero_points.as_deref(),
+                    rows: outs.len(),
+                    ins,
+                    group_size,
+                };
+                int4::dequantize(&packed, rows);
+            }
+            Coding::Fp8 { weight: codes, scale, scheme, .. } => {
+                let (block, first) = match scheme {
+                    Scheme::Fp8Dynamic => ((1, ins), outs.start),
+                    Scheme::Fp8Block { rows, cols } => ((rows, cols), outs.start),
+                    _ => ((out, ins), outs.start),
+                };
+                let coded = fp8::Coded {
+                    codes: self.rows(codes, &outs, out),
+                    scales: self.checkpoint.bytes(scale),
+                    float: self.float(scale),
+                    block,
+                    first_row: first,
+                    rows: outs.len(),
+                    ins,
+                };
+                fp8::dequantize(&coded, rows);
+            }
+        }
+    }
+
+    /// Gives back the pages of a quantized weight's codes for output rows `outs`.
+    pub fn release_rows(&self, weight: &Weight, outs: Range<usize>) {
+        let (out, _) = weight.matrix();
+        if let Coding::Int4 { packed: codes, .. } | Coding::Fp8 { weight: codes, .. } = weight.coding {
+            let bytes = self.row_range(codes, &outs, out);
+            self.checkpoint.release(codes, bytes, Edges::Drop);
+        }
+    }
+
+    /// A plain vector or matrix as `f32`, in the order in which it is stored. For what is small: norms and biases.
+    ///
+    /// # Panics
+    /// If the weight is quantized.
+    pub fn plain_values(&self, weight: &Weight) -> Vec<f32> {
+        let Coding::Plain(plane) = weight.coding else { panic!("`{}` is quantized", weight.name) };
+        let bytes = plane.float.bytes();
+        let length = weight.numel() * bytes as u64;
+        let stored = self.checkpoint.range(plane.tensor, plane.offset..plane.offset + length);
+        stored.chunks_exact(bytes).map(|value| plane.float.read(value)).collect()
+    }
+
+    /// The bytes of rows `outs` of a tensor that has `out` rows.
+    fn rows(&self, id: TensorId, outs: &Range<usize>, out: usize) -> &[u8] {
+        self.checkpoint.range(id, self.row_range(id, outs, out))
+    }
+
+    fn row_range(&self, id: TensorId, outs: &Range<usize>, out: usize) -> Range<u64> {
+        let row = self.checkpoint.tensors()[id].bytes / out as u64;
+        outs.start as u64 * row..outs.end as u64 * row
+    }
+
+    /// Unpacks the zero points of rows `outs`; eight rows share a word.
+    fn zero_points(&self, id: TensorId, outs: &Range<usize>, groups: usize) -> Vec<i8> {
+        let (first, end) = (outs.start / 8, outs.end.div_ceil(8));
+        let word_row = groups as u64 * 4;
+        let words = self.checkpoint.range(id, first as u64 * word_row..end as u64 * word_row);
+        let covered = outs.end - first * 8;
+        let mut zero_points = vec![0; covered * groups];
+        int4::unpack_zero_points(words, covered, groups, &mut zero_points);
+        zero_points.drain(..(outs.start - first * 8) * groups);
+        zero_points
+    }
+
+    /// The float format of a tensor of scales.
+    fn float(&self, id: TensorId) -> Float {
+        match self.checkpoint.tensors()[id].dtype {
+            Dtype::BF16 => Float::BF16,
+            Dtype::F16 => Float::F16,
+            Dtype::F32 => Float::F32,
+            other => unreachable!("the view accepts no scales in {other}"),
+        }
+    }
+}

@@ -1,0 +1,269 @@
+//! Runs a plan: the only code that creates weight files.
+//!
+//! Workers take tasks in order, compute into their own buffers, write at known offsets, record the task in the journal
+//! and hash on. A worker holds one task at a time, so resident memory is bounded by the number of workers times the largest
+//! task; how many there are is all that the memory bound decides. A stop is obeyed between tasks.
+
+use std::collections::HashSet;
+use std::fs::{self, File, OpenOptions};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::OnceLock;
+
+use anyhow::{Context, Result, bail};
+use xxhash_rust::xxh3::Xxh3;
+
+use super::companions::Companion;
+use super::hash::FileHash;
+use super::journal::Finished;
+use super::partial::Partial;
+use super::plan::{OutFile, Plan, Task};
+use super::preflight;
+use super::work::Buffers;
+use crate::llama4::Llama4;
+use crate::parallel;
+use crate::progress::{Control, Unit};
+use crate::quant::Errors;
+
+/// Bytes that are read at a time to see whether finished work is still there.
+const RECHECK_BYTES: usize = 1 << 20;
+
+/// What a finished run of a plan leaves to report.
+#[derive(Debug)]
+pub struct Filled {
+    /// For every task, the error sums of its parts.
+    pub totals: Vec<Vec<Errors>>,
+    /// For every file, its SHA-256 in hex.
+    pub digests: Vec<String>,
+    /// Tasks that an earlier run had finished.
+    pub resumed: usize,
+}
+
+/// A file being filled.
+struct Target<'a> {
+    plan: &'a OutFile,
+    file: File,
+    hash: FileHash,
+}
+
+/// Fills every file of `plan` inside `partial`, going on from `finished`.
+///
+/// # Errors
+/// [`Interrupted`](crate::error::Interrupted) after a safe stop; [`super::work::BadWeight`] if a weight cannot be used; otherwise what the disk or
+/// the source refused, with the name of the file or the weight.
+pub fn fill(
+    plan: &Plan,
+    model: &Llama4,
+    partial: &Partial,
+    finished: Vec<Finished>,
+    control: &Control<'_>,
+) -> Result<Filled> {
+    let folder = partial.model();
+    remove_strangers(&folder, plan)?;
+    let targets = plan.files.iter().map(|file| Target::create(&folder, file)).collect::<Result<Vec<_>>>()?;
+    let run = Run {
+        plan,
+        model,
+        partial,
+        targets,
+        totals: plan.tasks.iter().map(|_| OnceLock::new()).collect(),
+        control,
+    };
+    run.write_literals()?;
+    let kept = run.recheck(finished)?;
+    let pending: Vec<usize> = (0..plan.tasks.len()).filter(|&task| run.totals[task].get().is_none()).collect();
+    let done_bytes = plan.source_bytes() - pending.iter().map(|&task| plan.tasks[task].source_bytes).sum::<u64>();
+    control.progress.start("writing", plan.source_bytes(), done_bytes, Unit::Bytes);
+    let workers = preflight::workers(plan, control)?;
+    parallel::for_each(pending.len(), workers, control, Buffers::default, |buffers, index| {
+        run.perform(pending[index], buffers)
+    })?;
+    control.progress.finish();
+    run.close(kept)
+}
+
+/// The error sums of every task, if all of them are among `finished`.
+pub fn totals(plan: &Plan, finished: &[Finished]) -> Option<Vec<Vec<Errors>>> {
+    let mut totals = vec![None; plan.tasks.len()];
+    for done in finished {
+        *totals.get_mut(done.task)? = Some(done.totals.clone());
+    }
+    totals.into_iter().collect()
+}
+
+/// Removes what the plan does not write: side files of an interrupted run, or an output that `force` had exchanged when the
+/// process was killed.
+fn remove_strangers(folder: &Path, plan: &Plan) -> Result<()> {
+    let context = || format!("clearing `{}`", folder.display());
+    let planned: HashSet<&str> = plan.files.iter().map(|file| file.name.as_str()).collect();
+    for entry in fs::read_dir(folder).with_context(context)? {
+        let entry = entry.with_context(context)?;
+        if entry.file_name().to_str().is_some_and(|name| planned.contains(name)) {
+            continue;
+        }
+        let is_folder = entry.file_type().with_context(context)?.is_dir();
+        if is_folder { fs::remove_dir_all(entry.path()) } else { fs::remove_file(entry.path()) }.with_context(context)?;
+    }
+    Ok(())
+}
+
+struct Run<'a> {
+    plan: &'a Plan,
+    model: &'a Llama4,
+    partial: &'a Partial,
+    targets: Vec<Target<'a>>,
+    totals: Vec<OnceLock<Vec<Errors>>>,
+    control: &'a Control<'a>,
+}
+
+impl<'a> Target<'a> {
+    /// Opens the file at its full size, so that a full disk shows before the work and not in its last minute.
+    fn create(folder: &Path, plan: &'a OutFile) -> Result<Self> {
+        let path = folder.join(&plan.name);
+        let context = || format!("creating `{}` of {} bytes", path.display(), plan.bytes);
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&path)
+            .with_context(context)?;
+        file.set_len(plan.bytes).with_context(context)?;
+        match rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, plan.bytes) {
+            // A file system that cannot reserve shows a full disk while it is written.
+            Ok(()) | Err(rustix::io::Errno::OPNOTSUPP) => {}
+            Err(error) => return Err(anyhow::Error::from(error).context(context())),
+        }
+        Ok(Self { plan, file, hash: FileHash::default() })
+    }
+
+    fn write(&self, bytes: &[u8], offset: u64) -> Result<()> {
+        self.file.write_all_at(bytes, offset).with_context(|| format!("writing `{}` at {offset}", self.plan.name))
+    }
+
+    fn finished(&self, start: u64, end: u64) -> Result<()> {
+        self.hash.finished(&self.file, start, end).with_context(|| format!("reading back `{}`", self.plan.name))
+    }
+}
+
+impl Run<'_> {
+    /// Writes headers and the tensors whose contents the plan holds.
+    fn write_literals(&self) -> Result<()> {
+        for target in &self.targets {
+            target.write(&target.plan.header, 0)?;
+            target.finished(0, target.plan.header.len() as u64)?;
+            for &id in &target.plan.tensors {
+                let tensor = &self.plan.tensors[id];
+                if let Some(contents) = &tensor.literal {
+                    target.write(contents, tensor.offset)?;
+                    target.finished(tensor.offset, tensor.offset + tensor.bytes)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Compares what the journal calls finished with what is in the files; what does not match is done again.
+    fn recheck(&self, finished: Vec<Finished>) -> Result<usize> {
+        let known: Vec<Finished> = finished
+            .into_iter()
+            .filter(|done| self.plan.tasks.get(done.task).is_some_and(|task| task.work.parts() == done.totals.len()))
+            .collect();
+        if known.is_empty() {
+            return Ok(0);
+        }
+        let bytes = |task: usize| self.plan.tasks[task].writes.iter().map(|region| region.bytes).sum::<u64>();
+        let total = known.iter().map(|done| bytes(done.task)).sum();
+        self.control.progress.start("checking finished work", total, 0, Unit::Bytes);
+        let chunk = || vec![0; RECHECK_BYTES];
+        parallel::for_each(known.len(), self.control.threads, self.control, chunk, |chunk, index| {
+            let Finished { task, digest, totals } = &known[index];
+            if self.digest_on_disk(*task, chunk)? == *digest && self.totals[*task].set(totals.clone()).is_ok() {
+                self.mark_finished(*task)?;
+            }
+            self.control.progress.advance(bytes(*task));
+            Ok(())
+        })?;
+        self.control.progress.finish();
+        Ok(self.totals.iter().filter(|totals| totals.get().is_some()).count())
+    }
+
+    fn digest_on_disk(&self, task: usize, chunk: &mut [u8]) -> Result<u64> {
+        let mut digest = Xxh3::new();
+        for region in &self.plan.tasks[task].writes {
+            let (file, mut at) = self.plan.place(region);
+            let end = at + region.bytes;
+            while at < end {
+                let length = (end - at).min(chunk.len() as u64) as usize;
+                let target = &self.targets[file];
+                target
+                    .file
+                    .read_exact_at(&mut chunk[..length], at)
+                    .with_context(|| format!("reading back `{}`", target.plan.name))?;
+                digest.update(&chunk[..length]);
+                at += length as u64;
+            }
+        }
+        Ok(digest.digest())
+    }
+
+    /// Computes one task, writes it and records it.
+    fn perform(&self, index: usize, buffers: &mut Buffers) -> Result<()> {
+        let task: &Task = &self.plan.tasks[index];
+        let totals = task.work.run(self.model, &task.writes, buffers)?;
+        let mut digest = Xxh3::new();
+        for (region, bytes) in task.writes.iter().zip(task.work.results(self.model, buffers, task.writes.len())) {
+            assert_eq!(bytes.len() as u64, region.bytes, "`{}`", self.plan.tensors[region.tensor].name);
+            let (file, offset) = self.plan.place(region);
+            self.targets[file].write(bytes, offset)?;
+            digest.update(bytes);
+        }
+        task.work.release(self.model);
+        self.partial.journal.append(&Finished { task: index, digest: digest.digest(), totals: totals.clone() })?;
+        self.totals[index].set(totals).expect("a task runs once");
+        self.mark_finished(index)?;
+        self.control.progress.advance(task.source_bytes);
+        Ok(())
+    }
+
+    fn mark_finished(&self, task: usize) -> Result<()> {
+        for region in &self.plan.tasks[task].writes {
+            let (file, start) = self.plan.place(region);
+            self.targets[file].finished(start, start + region.bytes)?;
+        }
+        Ok(())
+    }
+
+    /// Syncs every file and collects the digests.
+    fn close(self, resumed: usize) -> Result<Filled> {
+        let mut digests = Vec::with_capacity(self.targets.len());
+        self.control.progress.start("syncing", self.plan.bytes(), 0, Unit::Bytes);
+        for target in &self.targets {
+            let name = &target.plan.name;
+            let Some(digest) = target.hash.digest(target.plan.bytes) else {
+                bail!("`{name}`: the plan's tasks do not cover the file; this is a bug in l4tool");
+            };
+            target.file.sync_all().with_context(|| format!("syncing `{name}`"))?;
+            self.control.progress.advance(target.plan.bytes);
+            digests.push(digest);
+        }
+        self.control.progress.finish();
+        let totals = self.totals.into_iter().map(|totals| totals.into_inner().expect("every task ran")).collect();
+        Ok(Filled { totals, digests, resumed })
+    }
+}
+
+/// Writes and syncs a small file beside the weights.
+///
+/// # Errors
+/// The disk refuses; names the file.
+pub fn write_companion(partial: &Partial, file: &Companion) -> Result<()> {
+    use std::io::Write;
+    let path = partial.model().join(&file.name);
+    let write = || {
+        let mut target = File::create(&path)?;
+        target.write_all(&file.contents)?;
+        target.sync_all()
+    };
+    write().with_context(|| format!("writing `{}`", path.display()))
+}

@@ -1,0 +1,43 @@
+//! The header of a safetensors file, as bytes that depend on nothing but the tensors.
+//!
+//! ```text
+//! OFFSET  SIZE  DESCRIPTION
+//! 0       8     N, little-endian
+//! 8       N     JSON, padded with spaces so that the data begin at a multiple of 8
+//! 8 + N         data, in the order of the JSON, without gaps
+//! ```
+//!
+//! `{"__metadata__":{"format":"pt"},"name":{"dtype":"BF16","shape":[2,3],"data_offsets":[0,12]}, ...}`; transformers
+//! refuses files without `format`. The `safetensors` crate's own writer is not used because the order of its metadata
+//! is not stable, and because it wants to be handed all data in order.
+
+use std::collections::HashSet;
+
+use serde_json::{Map, Value, json};
+
+use super::plan::OutTensor;
+
+/// Length prefix and JSON for tensors that follow each other in this order.
+pub(super) fn encode<'a>(tensors: impl Iterator<Item = &'a OutTensor>) -> Vec<u8> {
+    let mut object = Map::new();
+    object.insert("__metadata__".into(), json!({"format": "pt"}));
+    let mut start = 0_u64;
+    for tensor in tensors {
+        let end = start + tensor.bytes;
+        let entry = json!({"dtype": tensor.dtype.name(), "shape": tensor.shape, "data_offsets": [start, end]});
+        object.insert(tensor.name.clone(), entry);
+        start = end;
+    }
+    let mut text = Value::Object(object).to_string().into_bytes();
+    text.resize(text.len().next_multiple_of(8), b' ');
+    let mut header = (text.len() as u64).to_le_bytes().to_vec();
+    header.extend_from_slice(&text);
+    header
+}
+
+/// The first name that occurs a second time.
+pub(super) fn first_duplicate<'a>(names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    let mut seen = HashSet::new();
+    let mut names = names;
+    names.find(|name| !seen.insert(*name))
+}

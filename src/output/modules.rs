@@ -1,0 +1,232 @@
+//! From logical weights to planned tensors and tasks: how a module is stored, and which work fills it.
+//!
+//! Quantize, convert and repack differ only in what they ask of this. It decides task sizes, by constants alone.
+
+use anyhow::{Result, bail};
+
+use super::plan::{OutTensorId, PlanBuilder, Region, Task};
+use super::work::{Quantized, Work};
+use crate::dtype::Dtype;
+use crate::kernels::Float;
+use crate::llama4::names::{Part, Prefixes};
+use crate::llama4::{Coding, Llama4, Plane, Weight};
+use crate::quant::{Layout, Method};
+use crate::quant::scheme::Scheme;
+
+/// Most bytes that one task may write from its own buffers. One expert's `gate` and `up` of Scout in FP8 are 84 MB:
+/// they fit together, so their fused pages are walked once.
+const TASK_OUTPUT_BYTES_MAX: u64 = 96 << 20;
+
+/// Bytes that a copying task moves.
+const COPY_BYTES: u64 = 16 << 20;
+
+/// Outputs are divided among tasks at multiples of this: rows of an FP8 block, and of packed zero points.
+const TASK_OUTS: usize = 128;
+
+/// How one weight is to be stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// Its scheme.
+    pub scheme: Scheme,
+    /// How its scales are chosen.
+    pub method: Method,
+}
+
+/// Plans every weight of `model`, in the order of a forward pass; weight `i` as `targets[i]` says, or as it is.
+///
+/// Experts come out one by one in `[out, in]`, also those that stay plain: a quantized checkpoint must not mix fused and
+/// per-expert names.
+///
+/// # Errors
+/// A group size that does not divide a weight's inputs, with the weight's name.
+pub fn plan_weights(builder: &mut PlanBuilder, model: &Llama4, targets: &[Option<Target>]) -> Result<()> {
+    assert_eq!(targets.len(), model.weights.len());
+    let mut index = 0;
+    while index < model.weights.len() {
+        let pair = shares_pages(model, targets, index);
+        let together = if pair { 2 } else { 1 };
+        match targets[index] {
+            Some(_) => plan_quantized(builder, model, index..index + together, targets)?,
+            None => plan_kept(builder, model, index)?,
+        }
+        index += together;
+    }
+    Ok(())
+}
+
+/// Whether this weight and the next are quantized slices of the same fused rows, to be worked on in one walk.
+fn shares_pages(model: &Llama4, targets: &[Option<Target>], index: usize) -> bool {
+    let [this, next] = [index, index + 1].map(|index| {
+        let weight = model.weights.get(index)?;
+        match weight.coding {
+            Coding::Plain(plane) if plane.layout == Layout::InOut => {
+                targets[index].map(|_| (plane.tensor, weight.expert, weight.shape.as_slice()))
+            }
+            _ => None,
+        }
+    });
+    this.is_some() && this == next
+}
+
+/// The tensors of one module under a scheme.
+struct Stored {
+    codes: OutTensorId,
+    scale: OutTensorId,
+    zero_point: Option<OutTensorId>,
+}
+
+/// Adds the tensors of a quantized weight (compressed-tensors 0.19, `compressors/*/base.py`).
+fn store(builder: &mut PlanBuilder, model: &Llama4, weight: &Weight, scheme: Scheme) -> Result<Stored> {
+    let (out, input) = weight.matrix();
+    let module = Prefixes::of(model.config.model).physical(&weight.name);
+    let name = |part: Part| format!("{module}{}", part.suffix());
+    let shape = |a: usize, b: usize| vec![a as u64, b as u64];
+    builder.begin_module();
+    match scheme {
+        Scheme::W4A16 { group_size, symmetric } => {
+            if !input.is_multiple_of(group_size) {
+                bail!("`{}`: a group size of {group_size} does not divide its {input} inputs", weight.name);
+            }
+            let groups = input / group_size;
+            let codes = builder.tensor(name(Part::Packed), Dtype::I32, shape(out, input.div_ceil(8)))?;
+            let scale = builder.tensor(name(Part::Scale), Dtype::BF16, shape(out, groups))?;
+            let zero_point = (!symmetric)
+                .then(|| builder.tensor(name(Part::ZeroPoint), Dtype::I32, shape(out.div_ceil(8), groups)))
+                .transpose()?;
+            let logical = builder.tensor(name(Part::Shape), Dtype::I64, vec![2])?;
+            builder.literal(logical, [out, input].map(|n| (n as u64).to_le_bytes()).concat());
+            Ok(Stored { codes, scale, zero_point })
+        }
+        Scheme::Fp8Dynamic | Scheme::Fp8Block { .. } => {
+            let codes = builder.tensor(name(Part::Weight), Dtype::F8_E4M3, shape(out, input))?;
+            let scales = match scheme {
+                Scheme::Fp8Block { rows, cols } => shape(out.div_ceil(rows), input.div_ceil(cols)),
+                _ => shape(out, 1),
+            };
+            let scale = builder.tensor(name(Part::Scale), Dtype::BF16, scales)?;
+            Ok(Stored { codes, scale, zero_point: None })
+        }
+        Scheme::Fp8Tensor { .. } => bail!("`{}`: {scheme} can be read but not written", weight.name),
+    }
+}
+
+fn plan_quantized(
+    builder: &mut PlanBuilder,
+    model: &Llama4,
+    weights: std::ops::Range<usize>,
+    targets: &[Option<Target>],
+) -> Result<()> {
+    let mut modules = Vec::with_capacity(weights.len());
+    for index in weights {
+        let target = targets[index].expect("the caller looked");
+        let stored = store(builder, model, &model.weights[index], target.scheme)?;
+        modules.push((index, target, stored));
+    }
+    let (out, _) = model.weights[modules[0].0].matrix();
+    let row_bytes: u64 = modules.iter().map(|(.., stored)| stored.row_bytes(builder, out)).sum();
+    let fitting = usize::try_from(TASK_OUTPUT_BYTES_MAX / row_bytes.max(1)).unwrap_or(usize::MAX);
+    let step = (fitting / TASK_OUTS * TASK_OUTS).clamp(TASK_OUTS, out.next_multiple_of(TASK_OUTS));
+    for first in (0..out).step_by(step) {
+        let outs = first..(first + step).min(out);
+        let mut parts = Vec::with_capacity(modules.len());
+        let mut writes = Vec::new();
+        for (weight, target, stored) in &modules {
+            parts.push(Quantized { weight: *weight, outs: outs.clone(), target: *target });
+            writes.extend(stored.regions(builder, &outs, out, target.scheme));
+        }
+        let work = Work::Quantize(parts);
+        let output: u64 = writes.iter().map(|region| region.bytes).sum();
+        let (source_bytes, working) = (work.source_bytes(model), work.working_bytes(model));
+        builder.task(Task { work, writes, source_bytes, memory: output + working });
+    }
+    Ok(())
+}
+
+impl Stored {
+    /// Bytes of output per row of the matrix, rounded up.
+    fn row_bytes(&self, builder: &PlanBuilder, out: usize) -> u64 {
+        let ids = [Some(self.codes), Some(self.scale), self.zero_point];
+        ids.into_iter().flatten().map(|id| builder.bytes_of(id).div_ceil(out as u64)).sum()
+    }
+
+    /// What the task for `outs` of `out` rows writes.
+    fn regions(&self, builder: &PlanBuilder, outs: &std::ops::Range<usize>, out: usize, scheme: Scheme) -> Vec<Region> {
+        let scale_rows = match scheme {
+            Scheme::Fp8Block { rows, .. } => rows,
+            _ => 1,
+        };
+        let parts = [(Some(self.codes), 1), (Some(self.scale), scale_rows), (self.zero_point, 8)];
+        let region = |(tensor, rows_together): (Option<OutTensorId>, usize)| {
+            let tensor = tensor?;
+            let stored_rows = out.div_ceil(rows_together) as u64;
+            let row_bytes = builder.bytes_of(tensor) / stored_rows;
+            let (first, end) = (outs.start / rows_together, outs.end.div_ceil(rows_together));
+            Some(Region { tensor, start: first as u64 * row_bytes, bytes: (end - first) as u64 * row_bytes })
+        };
+        parts.into_iter().filter_map(region).collect()
+    }
+}
+
+/// Plans a weight that stays as it is.
+fn plan_kept(builder: &mut PlanBuilder, model: &Llama4, index: usize) -> Result<()> {
+    let weight = &model.weights[index];
+    builder.begin_module();
+    match weight.coding {
+        Coding::Plain(plane) if plane.layout == Layout::InOut => plan_unfused(builder, model, index, plane),
+        Coding::Plain(plane) => plan_copy(builder, model, plane.tensor, Some(plane.float)),
+        Coding::Int4 { packed, scale, zero_point, shape, .. } => {
+            for tensor in [Some(packed), Some(scale), zero_point, Some(shape)].into_iter().flatten() {
+                plan_copy(builder, model, tensor, None)?;
+            }
+            Ok(())
+        }
+        Coding::Fp8 { weight, scale, input_scale, .. } => {
+            for tensor in [Some(weight), Some(scale), input_scale].into_iter().flatten() {
+                plan_copy(builder, model, tensor, None)?;
+            }
+            Ok(())
+        }
+    }
+}
+
+/// A tensor whose bytes stay the same; floats are looked at on the way.
+fn plan_copy(builder: &mut PlanBuilder, model: &Llama4, source: usize, float: Option<Float>) -> Result<()> {
+    let info = &model.checkpoint.tensors()[source];
+    let tensor = builder.tensor(info.name.clone(), info.dtype, info.shape.clone())?;
+    for start in (0..info.bytes).step_by(COPY_BYTES as usize) {
+        let range = start..(start + COPY_BYTES).min(info.bytes);
+        let bytes = range.end - range.start;
+        let writes = vec![Region { tensor, start, bytes }];
+        let work = Work::Copy { tensor: source, range, float };
+        builder.task(Task { work, writes, source_bytes: bytes, memory: bytes });
+    }
+    Ok(())
+}
+
+/// One expert's plain matrix, taken out of its fused tensor and turned to `[out, in]`.
+fn plan_unfused(builder: &mut PlanBuilder, model: &Llama4, index: usize, plane: Plane) -> Result<()> {
+    let weight = &model.weights[index];
+    let (out, input) = weight.matrix();
+    let name = format!("{}.weight", Prefixes::of(model.config.model).physical(&weight.name));
+    let tensor = builder.tensor(name, dtype(plane.float), vec![out as u64, input as u64])?;
+    let row_bytes = input as u64 * plane.float.bytes() as u64;
+    let fitting = usize::try_from(TASK_OUTPUT_BYTES_MAX / row_bytes.max(1)).unwrap_or(usize::MAX);
+    let step = (fitting / TASK_OUTS * TASK_OUTS).clamp(TASK_OUTS, out.next_multiple_of(TASK_OUTS));
+    for first in (0..out).step_by(step) {
+        let outs = first..(first + step).min(out);
+        let bytes = outs.len() as u64 * row_bytes;
+        let writes = vec![Region { tensor, start: first as u64 * row_bytes, bytes }];
+        let work = Work::Unfuse { weight: index, outs };
+        let (source_bytes, working) = (work.source_bytes(model), work.working_bytes(model));
+        builder.task(Task { work, writes, source_bytes, memory: bytes + working });
+    }
+    Ok(())
+}
+
+fn dtype(float: Float) -> Dtype {
+    match float {
+        Float::BF16 => Dtype::BF16,
+        Float::F16 => Dtype::F16,
+        Float::F32 => Dtype::F32,
+    }
+}

@@ -1,0 +1,198 @@
+//! `OUT.partial/`, where output is built, and the step that makes it `OUT`.
+//!
+//! `OUT` is complete or absent: it appears by one rename after everything in it was synced. With `force` an existing `OUT`
+//! is exchanged in one step and removed afterwards.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+
+use super::journal::{Finished, Identity, Journal};
+use crate::error::hint;
+
+/// What to do about what is already there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Existing {
+    /// Replace an existing output.
+    pub force: bool,
+    /// Throw partial work away instead of going on with it.
+    pub restart: bool,
+}
+
+/// The folder of work in progress, held by this process alone.
+#[derive(Debug)]
+pub struct Partial {
+    out: PathBuf,
+    folder: PathBuf,
+    /// Open for as long as the folder is ours.
+    pub(super) journal: Journal,
+}
+
+/// Where the work in progress of `out` lies.
+fn partial_path(out: &Path) -> Result<PathBuf> {
+    let Some(name) = out.file_name() else {
+        bail!("`{}` cannot be an output: it has no name of its own", out.display());
+    };
+    let mut name = name.to_owned();
+    name.push(".partial");
+    Ok(out.with_file_name(name))
+}
+
+/// Refuses an output that is in the way, or that lies inside the source (or the source inside it).
+///
+/// # Errors
+/// Says which.
+pub fn check_destination(out: &Path, source: &Path, existing: Existing) -> Result<()> {
+    partial_path(out)?;
+    if out.symlink_metadata().is_ok() && !existing.force {
+        return Err(hint(format!("`{}` exists", out.display()), "`--force` replaces it; or choose another output"));
+    }
+    let source = source.canonicalize().with_context(|| format!("looking up `{}`", source.display()))?;
+    let out_real = resolve(out)?;
+    if out_real.starts_with(&source) {
+        return Err(hint(
+            format!("the output `{}` lies inside the source `{}`", out.display(), source.display()),
+            "choose an output outside the source folder",
+        ));
+    }
+    if source.starts_with(&out_real) {
+        return Err(hint(
+            format!("the source `{}` lies inside the output `{}`", source.display(), out.display()),
+            "choose an output that does not hold the source",
+        ));
+    }
+    Ok(())
+}
+
+/// What an earlier run of the same command finished, if it published `out` and was killed before it could clean up.
+/// Cleans up after it.
+///
+/// # Errors
+/// Another process holds the leftovers, or the disk refuses.
+pub fn take_published(out: &Path, identity: &Identity) -> Result<Option<Vec<Finished>>> {
+    let folder = partial_path(out)?;
+    let journal = folder.join("journal");
+    if !(out.exists() && journal.exists()) || folder.join("model").exists() {
+        return Ok(None);
+    }
+    // Leftovers of another command say nothing about this one; that `out` exists is then for the caller to find.
+    let finished = Journal::open(&journal, identity).ok().map(|(_, finished)| finished);
+    fs::remove_dir_all(&folder).with_context(|| format!("removing `{}`", folder.display()))?;
+    Ok(finished)
+}
+
+/// The real path of something that may not exist yet.
+fn resolve(path: &Path) -> Result<PathBuf> {
+    let absolute = std::path::absolute(path).with_context(|| format!("looking up `{}`", path.display()))?;
+    let existing = nearest_existing(&absolute);
+    let real = existing.canonicalize().with_context(|| format!("looking up `{}`", existing.display()))?;
+    Ok(real.join(absolute.strip_prefix(existing).expect("an ancestor of it")))
+}
+
+/// Bytes on the disk that partial work for `out` holds.
+pub fn reserved_bytes(out: &Path) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    const BLOCK: u64 = 512;
+    let Ok(folder) = partial_path(out) else { return 0 };
+    let Ok(entries) = fs::read_dir(folder.join("model")) else { return 0 };
+    entries.flatten().filter_map(|entry| Some(entry.metadata().ok()?.blocks() * BLOCK)).sum()
+}
+
+/// `path` itself or the nearest folder above it that exists.
+pub fn nearest_existing(path: &Path) -> &Path {
+    path.ancestors().find(|ancestor| ancestor.exists()).unwrap_or(Path::new("/"))
+}
+
+impl Partial {
+    /// Takes hold of the work in progress for `out`, and tells what earlier runs finished.
+    ///
+    /// # Errors
+    /// Another process holds it, it belongs to another run (unless `restart`), or the disk refuses.
+    pub fn open(out: &Path, identity: &Identity, existing: Existing) -> Result<(Self, Vec<Finished>)> {
+        let folder = partial_path(out)?;
+        let shown = folder.display().to_string();
+        let context = || format!("creating `{shown}`");
+        fs::create_dir_all(&folder).with_context(context)?;
+        let journal_path = folder.join("journal");
+        if existing.restart {
+            Self::clear(&folder, &journal_path)?;
+        }
+        let (journal, finished) = Journal::open(&journal_path, identity)?;
+        let partial = Self { out: out.into(), folder, journal };
+        fs::create_dir_all(partial.model()).with_context(context)?;
+        Ok((partial, finished))
+    }
+
+    /// Throws away an earlier run's work, unless a living process holds it.
+    fn clear(folder: &Path, journal: &Path) -> Result<()> {
+        if let Ok(file) = File::open(journal)
+            && file.try_lock().is_err()
+        {
+            return Err(hint(
+                format!("`{}` is in use by another l4tool", journal.display()),
+                "wait for it to finish, or choose another output",
+            ));
+        }
+        fs::remove_dir_all(folder)
+            .and_then(|()| fs::create_dir_all(folder))
+            .with_context(|| format!("clearing `{}`", folder.display()))
+    }
+
+    /// The folder that becomes the output.
+    pub fn model(&self) -> PathBuf {
+        self.folder.join("model")
+    }
+
+    /// Removes the work in progress: nothing in it can be of use to another run.
+    pub fn discard(self) {
+        // The error that led here is what the caller reports; a folder that stays behind does no harm.
+        let _ = fs::remove_dir_all(&self.folder);
+    }
+
+    /// Makes the finished folder the output. Every file in it must have been synced.
+    ///
+    /// # Errors
+    /// The disk refuses; the work in progress stays then.
+    pub fn publish(self, existing: Existing) -> Result<()> {
+        let model = self.model();
+        let context = || format!("moving `{}` to `{}`", model.display(), self.out.display());
+        sync_folder(&model).with_context(context)?;
+        if existing.force && self.out.symlink_metadata().is_ok() {
+            exchange(&model, &self.out).with_context(context)?;
+        } else {
+            rename_new(&model, &self.out).with_context(context)?;
+        }
+        let parent = self.out.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        sync_folder(parent).with_context(context)?;
+        fs::remove_dir_all(&self.folder).with_context(|| format!("removing `{}`", self.folder.display()))
+    }
+}
+
+/// Renames without ever replacing something that appeared meanwhile.
+fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
+    use rustix::fs::{CWD, RenameFlags, renameat_with};
+    match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+        // Some file systems know no such flag; a rename onto a folder that is not empty fails all the same.
+        Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => fs::rename(from, to),
+        other => Ok(other?),
+    }
+}
+
+/// Swaps two folders in one step; the old output is then inside the partial folder and goes with it.
+fn exchange(new: &Path, old: &Path) -> io::Result<()> {
+    use rustix::fs::{CWD, RenameFlags, renameat_with};
+    match renameat_with(CWD, new, CWD, old, RenameFlags::EXCHANGE) {
+        Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => {
+            let aside = new.with_file_name("replaced");
+            fs::rename(old, &aside)?;
+            fs::rename(new, old)
+        }
+        other => Ok(other?),
+    }
+}
+
+fn sync_folder(folder: &Path) -> io::Result<()> {
+    File::open(folder)?.sync_all()
+}

@@ -1,0 +1,280 @@
+//! Runs the quantizers over the source, stripe by stripe.
+//!
+//! A fused tensor is walked along its inputs, once for all matrices that lie in the same rows (and once before, where a
+//! scale needs the largest value of a whole row); a linear layer along its outputs. Weights that are quantized already
+//! are dequantized stripe by stripe. Pages are given back behind the walk.
+
+use std::ops::Range;
+
+use anyhow::Result;
+use half::bf16;
+
+use super::modules::Target;
+use super::work::{BadWeight, Buffer, Buffers, Quantized, STRIPE_BYTES, in_out_bytes};
+use crate::checkpoint::Edges;
+use crate::dtype::int4::words;
+use crate::kernels::Float;
+use crate::llama4::{Coding, Llama4, Plane, Weight};
+use crate::quant::int4::{self, Int4Out, Params};
+use crate::quant::scheme::Scheme;
+use crate::quant::{Block, ErrorSums, Errors, Layout, NonFinite, STRIPE_INPUTS, fp8};
+
+/// Memory for unpacked zero points.
+pub(super) fn zero_point_bytes(model: &Llama4, part: &Quantized) -> u64 {
+    let (_, input) = model.weights[part.weight].matrix();
+    match part.target.scheme {
+        Scheme::W4A16 { group_size, symmetric: false } => (part.outs.len() * (input / group_size)) as u64,
+        _ => 0,
+    }
+}
+
+/// Rows that a stripe has at least: stored rows must not cut a group or a block in two.
+pub(super) fn stripe_rows_min(parts: &[Quantized]) -> usize {
+    parts.iter().map(|part| stripe_unit(part.target)).fold(STRIPE_INPUTS, lcm)
+}
+
+fn stripe_unit(target: Target) -> usize {
+    match target.scheme {
+        Scheme::W4A16 { group_size, .. } => group_size,
+        Scheme::Fp8Block { rows, cols } => lcm(rows, cols),
+        Scheme::Fp8Dynamic | Scheme::Fp8Tensor { .. } => 1,
+    }
+}
+
+fn lcm(a: usize, b: usize) -> usize {
+    let (mut x, mut y) = (a, b);
+    while y != 0 {
+        (x, y) = (y, x % y);
+    }
+    a / x * b
+}
+
+/// Quantizes `parts` into the buffers' results: for each part its codes, its scales and, if it has them, zero points.
+///
+/// # Errors
+/// [`BadWeight`] names the weight, the place and the value.
+pub(super) fn run(model: &Llama4, parts: &[Quantized], buffers: &mut Buffers) -> Result<Vec<Errors>> {
+    let Buffers { results, decoded } = buffers;
+    let mut results = results.iter_mut();
+    let mut outputs: Vec<Output<'_>> = parts.iter().map(|part| Output::new(model, part, &mut results)).collect();
+    match model.weights[parts[0].weight].coding {
+        Coding::Plain(plane) if plane.layout == Layout::InOut => along_inputs(model, &mut outputs)?,
+        _ => {
+            for output in &mut outputs {
+                along_outputs(model, output, decoded)?;
+            }
+        }
+    }
+    Ok(outputs.into_iter().map(Output::finish).collect())
+}
+
+/// The quantized rows of one matrix in the making.
+struct Output<'a> {
+    weight: &'a Weight,
+    outs: Range<usize>,
+    input: usize,
+    target: Target,
+    codes: &'a mut Buffer,
+    scales: &'a mut Buffer,
+    packed_zero_points: Option<&'a mut Buffer>,
+    zero_points: Vec<i8>,
+    sums: ErrorSums,
+}
+
+/// A piece of a matrix: outputs counted from the part's first, and inputs.
+#[derive(Clone)]
+struct Piece {
+    outs: Range<usize>,
+    inputs: Range<usize>,
+}
+
+impl<'a> Output<'a> {
+    fn new(model: &'a Llama4, part: &Quantized, results: &mut impl Iterator<Item = &'a mut Buffer>) -> Self {
+        let weight = &model.weights[part.weight];
+        let mut next = || results.next().expect("the plan has a region for each");
+        let (codes, scales) = (next(), next());
+        let asymmetric = matches!(part.target.scheme, Scheme::W4A16 { symmetric: false, .. });
+        Self {
+            weight,
+            outs: part.outs.clone(),
+            input: weight.matrix().1,
+            target: part.target,
+            codes,
+            scales,
+            packed_zero_points: asymmetric.then(next),
+            zero_points: vec![0; zero_point_bytes(model, part) as usize],
+            sums: ErrorSums::new(part.outs.len()),
+        }
+    }
+
+    /// Whether a scale covers all inputs of a row, so that the largest value of the row must be known first.
+    fn needs_maxima(&self) -> bool {
+        self.target.scheme == Scheme::Fp8Dynamic
+    }
+
+    /// Quantizes one piece of the matrix.
+    fn quantize(&mut self, block: &Block<'_>, piece: &Piece) -> Result<(), NonFinite> {
+        let (outs, inputs) = (piece.outs.clone(), piece.inputs.clone());
+        let sums = self.sums.rows(outs.start, outs.len());
+        let input = self.input;
+        let codes = |bytes| fp8::Codes { bytes, stride: input };
+        match self.target.scheme {
+            Scheme::W4A16 { group_size, symmetric } => {
+                let (word_stride, groups) = (words(input), input / group_size);
+                let at = outs.start * groups + inputs.start / group_size;
+                let out = Int4Out {
+                    packed: &mut self.codes.get_mut()[outs.start * word_stride + inputs.start / 8..],
+                    packed_stride: word_stride,
+                    scales: &mut self.scales.get_mut()[at..],
+                    scale_stride: groups,
+                    zero_points: (!symmetric).then(|| &mut self.zero_points[at..]),
+                };
+                let params = Params { group_size, symmetric, method: self.target.method };
+                int4::quantize(block, &params, out, sums)
+            }
+            Scheme::Fp8Dynamic => {
+                let bytes = &mut self.codes.get_mut()[outs.start * input + inputs.start..];
+                fp8::quantize_channel(block, &self.scales.get::<bf16>()[outs], codes(bytes), sums)
+            }
+            Scheme::Fp8Block { rows: height, cols: width } => {
+                let stride = input.div_ceil(width);
+                let at = outs.start / height * stride + inputs.start / width;
+                let scales = &mut self.scales.get_mut()[at..];
+                let bytes = &mut self.codes.get_mut()[outs.start * input + inputs.start..];
+                fp8::quantize_block(block, fp8::BlockScales { scales, stride, height, width }, codes(bytes), sums)
+            }
+            Scheme::Fp8Tensor { .. } => unreachable!("the plan writes no such scheme"),
+        }
+    }
+
+    /// Turns the largest value of each row into its scale.
+    fn set_scales(&mut self, first: usize, maxima: &[f32]) {
+        for (scale, &amax) in self.scales.get_mut::<bf16>()[first..].iter_mut().zip(maxima) {
+            *scale = fp8::scale(amax);
+        }
+    }
+
+    fn bad(&self, place: NonFinite, piece: &Piece) -> anyhow::Error {
+        let place = NonFinite {
+            out: place.out + self.outs.start + piece.outs.start,
+            input: place.input + piece.inputs.start,
+            ..place
+        };
+        BadWeight { name: self.weight.name.clone(), what: place.to_string() }.into()
+    }
+
+    fn finish(self) -> Errors {
+        if let (Some(packed), Scheme::W4A16 { group_size, .. }) = (self.packed_zero_points, self.target.scheme) {
+            int4::pack_zero_points(&self.zero_points, self.outs.len(), self.input / group_size, packed.get_mut());
+        }
+        self.sums.finish()
+    }
+}
+
+/// Walks a fused tensor's rows, which are inputs, for all `outputs` at once.
+fn along_inputs(model: &Llama4, outputs: &mut [Output<'_>]) -> Result<()> {
+    let unit = outputs.iter().map(|output| stripe_unit(output.target)).fold(STRIPE_INPUTS, lcm);
+    let (plane, input) = (plane(outputs[0].weight), outputs[0].input);
+    let step = (STRIPE_BYTES / (plane.stride * plane.float.bytes()) / unit * unit).max(unit);
+    let stripes = || (0..input).step_by(step).map(|first| first..(first + step).min(input));
+    if outputs.iter().any(Output::needs_maxima) {
+        let mut maxima: Vec<_> = outputs.iter().map(|output| vec![0.0; output.outs.len()]).collect();
+        for inputs in stripes() {
+            walk(model, outputs, &inputs, |index, output, block, piece| {
+                fp8::absmax(block, &mut maxima[index]).map_err(|place| output.bad(place, piece))
+            })?;
+        }
+        for (output, maxima) in outputs.iter_mut().zip(&maxima).filter(|(output, _)| output.needs_maxima()) {
+            output.set_scales(0, maxima);
+        }
+    }
+    for inputs in stripes() {
+        walk(model, outputs, &inputs, |_, output, block, piece| {
+            output.quantize(block, piece).map_err(|place| output.bad(place, piece))
+        })?;
+    }
+    Ok(())
+}
+
+/// Shows one stripe of inputs to every output, then gives its pages back.
+fn walk(
+    model: &Llama4,
+    outputs: &mut [Output<'_>],
+    inputs: &Range<usize>,
+    mut step: impl FnMut(usize, &mut Output<'_>, &Block<'_>, &Piece) -> Result<()>,
+) -> Result<()> {
+    for (index, output) in outputs.iter_mut().enumerate() {
+        let plane = plane(output.weight);
+        let range = in_out_bytes(&plane, inputs, &output.outs);
+        let bytes = model.checkpoint.range(plane.tensor, range);
+        let shape = (output.outs.len(), inputs.len());
+        let block = Block::new(bytes, plane.float, Layout::InOut, plane.stride, shape);
+        let piece = Piece { outs: 0..output.outs.len(), inputs: inputs.clone() };
+        step(index, output, &block, &piece)?;
+    }
+    for output in outputs {
+        let plane = plane(output.weight);
+        model.checkpoint.release(plane.tensor, in_out_bytes(&plane, inputs, &output.outs), Edges::Drop);
+    }
+    Ok(())
+}
+
+/// Walks a linear layer's rows, which are outputs.
+fn along_outputs(model: &Llama4, output: &mut Output<'_>, decoded: &mut Buffer) -> Result<()> {
+    let unit = stripe_unit(output.target).max(STRIPE_INPUTS);
+    let row_bytes = output.input * size_of::<f32>();
+    let step = (STRIPE_BYTES / row_bytes / unit * unit).max(unit);
+    let count = output.outs.len();
+    for first in (0..count).step_by(step) {
+        let piece = Piece { outs: first..(first + step).min(count), inputs: 0..output.input };
+        let rows = output.outs.start + piece.outs.start..output.outs.start + piece.outs.end;
+        let block = linear_block(model, output.weight, &rows, decoded);
+        let mut quantize = || {
+            if output.needs_maxima() {
+                let mut maxima = vec![0.0; piece.outs.len()];
+                fp8::absmax(&block, &mut maxima)?;
+                output.set_scales(first, &maxima);
+            }
+            output.quantize(&block, &piece)
+        };
+        let result = quantize();
+        result.map_err(|place| output.bad(place, &piece))?;
+        release_linear(model, output.weight, rows);
+    }
+    Ok(())
+}
+
+/// Rows of a linear layer, dequantized into `decoded` if need be.
+fn linear_block<'a>(model: &'a Llama4, weight: &Weight, rows: &Range<usize>, decoded: &'a mut Buffer) -> Block<'a> {
+    let (_, input) = weight.matrix();
+    let shape = (rows.len(), input);
+    if let Coding::Plain(plane) = weight.coding {
+        let bytes = model.checkpoint.range(plane.tensor, linear_bytes(&plane, rows));
+        return Block::new(bytes, plane.float, Layout::OutIn, plane.stride, shape);
+    }
+    decoded.resize(rows.len() * input * size_of::<bf16>());
+    model.dequantize(weight, rows.clone(), decoded.get_mut::<bf16>());
+    Block::new(decoded.get(), Float::BF16, Layout::OutIn, input, shape)
+}
+
+fn release_linear(model: &Llama4, weight: &Weight, rows: Range<usize>) {
+    match weight.coding {
+        Coding::Plain(plane) => {
+            model.checkpoint.release(plane.tensor, linear_bytes(&plane, &rows), Edges::Drop);
+        }
+        _ => model.release_rows(weight, rows),
+    }
+}
+
+fn linear_bytes(plane: &Plane, rows: &Range<usize>) -> Range<u64> {
+    let row = plane.stride as u64 * plane.float.bytes() as u64;
+    plane.offset + rows.start as u64 * row..plane.offset + rows.end as u64 * row
+}
+
+/// Where a fused weight lies.
+fn plane(weight: &Weight) -> Plane {
+    match weight.coding {
+        Coding::Plain(plane) => plane,
+        _ => unreachable!("only plain weights are fused"),
+    }
+}

@@ -1,0 +1,255 @@
+//! What a task computes: bytes of output regions from bytes of weights.
+//!
+//! Adding a way to transform weights adds a variant here and touches neither plan nor executor. Work reads through the
+//! Llama 4 view, walks its input in stripes and gives pages back behind it; it knows no output file.
+
+use std::fmt;
+use std::ops::Range;
+
+use anyhow::Result;
+
+use super::modules::Target;
+use super::plan::Region;
+use super::quantizing;
+use crate::checkpoint::Edges;
+use crate::kernels::{self, Float};
+use crate::llama4::{Coding, Llama4, Plane, Weight};
+use crate::quant::{Errors, Layout};
+
+/// Input that is resident at a time: small enough for a core's cache, large enough that giving pages back costs nothing.
+pub(super) const STRIPE_BYTES: usize = 4 << 20;
+
+/// What a task computes.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Work {
+    /// The bytes as they are.
+    Copy {
+        /// Source tensor.
+        tensor: usize,
+        /// Bytes from the tensor's start.
+        range: Range<u64>,
+        /// If they are floats that must be finite, which.
+        float: Option<Float>,
+    },
+    /// Rows of one expert's plain matrix, from its fused `[E, in, out]` tensor, as `[out, in]`.
+    Unfuse {
+        /// Index into the model's weights.
+        weight: usize,
+        /// Output rows.
+        outs: Range<usize>,
+    },
+    /// Rows of matrices in a quantized scheme. Several matrices are slices of the same fused rows.
+    Quantize(Vec<Quantized>),
+}
+
+/// Rows of one matrix, to be quantized.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Quantized {
+    /// Index into the model's weights.
+    pub weight: usize,
+    /// Output rows.
+    pub outs: Range<usize>,
+    /// Scheme and method.
+    pub target: Target,
+}
+
+/// A weight that cannot be processed, whatever is tried again: the run's partial work is of no use.
+#[derive(Debug)]
+pub struct BadWeight {
+    /// Logical name, or the tensor's where it has none.
+    pub name: String,
+    /// What is wrong, with the value.
+    pub what: String,
+}
+
+impl fmt::Display for BadWeight {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "`{}`: {}", self.name, self.what)
+    }
+}
+
+impl std::error::Error for BadWeight {}
+
+/// A worker's memory, used again for every task.
+#[derive(Debug, Default)]
+pub struct Buffers {
+    /// One for each region that the current task writes.
+    pub(super) results: Vec<Buffer>,
+    pub(super) decoded: Buffer,
+}
+
+impl Buffers {
+    /// Makes one result buffer for each region, of its size; what they hold is unspecified.
+    pub(super) fn prepare(&mut self, writes: &[Region]) {
+        self.results.resize_with(writes.len().max(self.results.len()), Buffer::default);
+        for (buffer, region) in self.results.iter_mut().zip(writes) {
+            buffer.resize(usize::try_from(region.bytes).expect("a task's output fits memory"));
+        }
+    }
+}
+
+/// Bytes at an address that suits every element type.
+#[derive(Debug, Default)]
+pub(super) struct Buffer {
+    words: Vec<u64>,
+    bytes: usize,
+}
+
+impl Buffer {
+    /// Sets the length; the contents are unspecified.
+    pub(super) fn resize(&mut self, bytes: usize) {
+        self.bytes = bytes;
+        let words = bytes.div_ceil(8);
+        if words > self.words.len() {
+            self.words.resize(words, 0);
+        }
+    }
+
+    /// The elements.
+    pub(super) fn get<T: bytemuck::Pod>(&self) -> &[T] {
+        &bytemuck::cast_slice(&self.words)[..self.bytes / size_of::<T>()]
+    }
+
+    /// The elements, to be written.
+    pub(super) fn get_mut<T: bytemuck::Pod>(&mut self) -> &mut [T] {
+        &mut bytemuck::cast_slice_mut(&mut self.words)[..self.bytes / size_of::<T>()]
+    }
+}
+
+impl Work {
+    /// How many matrices it gives error sums for.
+    pub fn parts(&self) -> usize {
+        match self {
+            Self::Quantize(parts) => parts.len(),
+            Self::Copy { .. } | Self::Unfuse { .. } => 0,
+        }
+    }
+
+    /// Bytes of input that it stands for.
+    pub fn source_bytes(&self, model: &Llama4) -> u64 {
+        let rows = |weight: usize, outs: &Range<usize>| {
+            let weight = &model.weights[weight];
+            stored_row_bytes(model, weight) * outs.len() as u64
+        };
+        match self {
+            Self::Copy { range, .. } => range.end - range.start,
+            Self::Unfuse { weight, outs } => rows(*weight, outs),
+            Self::Quantize(parts) => parts.iter().map(|part| rows(part.weight, &part.outs)).sum(),
+        }
+    }
+
+    /// Most memory that it needs besides its results: the stripe of input, and what is summed or decoded on the way.
+    pub fn working_bytes(&self, model: &Llama4) -> u64 {
+        // A stripe is at least one row of groups or blocks, however long a row is. The system maps pages around those
+        // that are touched, so a stripe counts twice.
+        let stripe = |weight: usize, rows: usize| {
+            let weight = &model.weights[weight];
+            let row = match weight.coding {
+                Coding::Plain(plane) => plane.stride as u64 * plane.float.bytes() as u64,
+                _ => 3 * weight.matrix().1 as u64,
+            };
+            2 * row.saturating_mul(rows as u64).max(STRIPE_BYTES as u64)
+        };
+        match self {
+            Self::Copy { .. } => 0,
+            Self::Unfuse { weight, .. } => stripe(*weight, 1),
+            Self::Quantize(parts) => {
+                let sums = parts.iter().map(|part| 40 * part.outs.len() as u64).sum::<u64>();
+                let zero_points: u64 = parts.iter().map(|part| quantizing::zero_point_bytes(model, part)).sum();
+                let rows = quantizing::stripe_rows_min(parts);
+                stripe(parts[0].weight, rows) + sums + zero_points
+            }
+        }
+    }
+
+    /// Computes the regions `writes` into `buffers`, from where [`Work::results`] gives them.
+    ///
+    /// # Errors
+    /// [`BadWeight`], if a value is not finite or too large.
+    pub fn run(&self, model: &Llama4, writes: &[Region], buffers: &mut Buffers) -> Result<Vec<Errors>> {
+        match self {
+            Self::Copy { tensor, range, float } => {
+                check_finite(model, *tensor, range.clone(), *float)?;
+                Ok(Vec::new())
+            }
+            Self::Unfuse { weight, outs } => {
+                buffers.prepare(writes);
+                unfuse(model, &model.weights[*weight], outs.clone(), buffers.results[0].get_mut())?;
+                Ok(Vec::new())
+            }
+            Self::Quantize(parts) => {
+                buffers.prepare(writes);
+                quantizing::run(model, parts, buffers)
+            }
+        }
+    }
+
+    /// What [`Work::run`] computed, one slice for each of the `count` regions.
+    pub fn results<'a>(&self, model: &'a Llama4, buffers: &'a Buffers, count: usize) -> Vec<&'a [u8]> {
+        match self {
+            Self::Copy { tensor, range, .. } => vec![model.checkpoint.range(*tensor, range.clone())],
+            Self::Unfuse { .. } | Self::Quantize(_) => buffers.results[..count].iter().map(Buffer::get).collect(),
+        }
+    }
+
+    /// Gives back the pages that the results themselves lie in.
+    pub fn release(&self, model: &Llama4) {
+        if let Self::Copy { tensor, range, .. } = self {
+            model.checkpoint.release(*tensor, range.clone(), Edges::Drop);
+        }
+    }
+}
+
+/// Bytes that one row of a matrix takes where it is stored.
+fn stored_row_bytes(model: &Llama4, weight: &Weight) -> u64 {
+    let (out, input) = weight.matrix();
+    let tensor = |id: usize| model.checkpoint.tensors()[id].bytes / out as u64;
+    match weight.coding {
+        Coding::Plain(plane) => input as u64 * plane.float.bytes() as u64,
+        Coding::Int4 { packed, scale, .. } => tensor(packed) + tensor(scale),
+        Coding::Fp8 { weight, .. } => tensor(weight),
+    }
+}
+
+fn check_finite(model: &Llama4, tensor: usize, range: Range<u64>, float: Option<Float>) -> Result<()> {
+    let Some(float) = float else { return Ok(()) };
+    let bytes = model.checkpoint.range(tensor, range.clone());
+    let Some(index) = kernels::first_nonfinite(bytes, float) else { return Ok(()) };
+    let value = float.read(&bytes[index * float.bytes()..]);
+    let element = range.start / float.bytes() as u64 + index as u64;
+    let name = model.checkpoint.tensors()[tensor].name.clone();
+    Err(BadWeight { name, what: format!("the value {value} at element {element} is not finite") }.into())
+}
+
+/// Bytes of a fused plane's rows `inputs`, columns `outs`, from the first element to the last.
+pub(super) fn in_out_bytes(plane: &Plane, inputs: &Range<usize>, outs: &Range<usize>) -> Range<u64> {
+    let size = plane.float.bytes() as u64;
+    let at = |input: usize, out: usize| plane.offset + (input as u64 * plane.stride as u64 + out as u64) * size;
+    at(inputs.start, outs.start)..at(inputs.end - 1, outs.end)
+}
+
+/// Turns rows `outs` of a fused plane to `[outs, in]`.
+fn unfuse(model: &Llama4, weight: &Weight, outs: Range<usize>, rows: &mut [u8]) -> Result<()> {
+    let (_, input) = weight.matrix();
+    let Coding::Plain(plane) = weight.coding else { unreachable!("only plain weights are fused") };
+    debug_assert_eq!(plane.layout, Layout::InOut);
+    let size = plane.float.bytes();
+    let step = (STRIPE_BYTES / (plane.stride * size)).max(1);
+    for first in (0..input).step_by(step) {
+        let inputs = first..(first + step).min(input);
+        let range = in_out_bytes(&plane, &inputs, &outs);
+        let bytes = model.checkpoint.range(plane.tensor, range.clone());
+        for (row, &input) in inputs.clone().collect::<Vec<_>>().iter().enumerate() {
+            let columns = &bytes[row * plane.stride * size..][..outs.len() * size];
+            if let Some(index) = kernels::first_nonfinite(columns, plane.float) {
+                let value = plane.float.read(&columns[index * size..]);
+                let out = outs.start + index;
+                let what = format!("the value {value} at output {out}, input {input} is not finite");
+                return Err(BadWeight { name: weight.name.clone(), what }.into());
+            }
+        }
+        kernels::transpose(bytes, plane.stride, size, (inputs.len(), outs.len()), &mut rows[first * size..], input);
+        model.checkpoint.release(plane.tensor, range, Edges::Drop);
+    }
+    Ok(())
+}

@@ -1,0 +1,94 @@
+//! The schemes a weight can be stored in, by the names that users type and reports print.
+//!
+//! A scheme says what the numbers are; it knows no container and no tensor name.
+
+use std::fmt;
+
+use serde::Serialize;
+
+/// How one quantized matrix is stored. All shapes are of the logical `[out, in]` matrix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Scheme {
+    /// INT4 codes with one BF16 scale for every `group_size` inputs of a row; activations stay as they are.
+    W4A16 {
+        /// Inputs that share a scale.
+        group_size: usize,
+        /// Codes are centred on zero; otherwise every group has a zero point too.
+        symmetric: bool,
+    },
+    /// FP8 E4M3 codes with one scale per output; activations are quantized per token while serving.
+    Fp8Dynamic,
+    /// FP8 E4M3 codes with one scale per `rows x cols` block; activations are quantized in groups while serving.
+    Fp8Block {
+        /// Outputs of a block.
+        rows: usize,
+        /// Inputs of a block.
+        cols: usize,
+    },
+    /// FP8 E4M3 codes with one scale for the matrix. `static_input`: the checkpoint carries the activations' scale too.
+    Fp8Tensor {
+        /// Whether an `input_scale` is stored beside the weight.
+        static_input: bool,
+    },
+}
+
+/// Group size that every engine serves, used where the user names none.
+pub const DEFAULT_GROUP_SIZE: usize = 128;
+
+impl Scheme {
+    /// The schemes `quantize` can write, as the user spells them.
+    pub const WRITABLE: [&'static str; 4] = ["w4a16", "w4a16-asym", "fp8-dynamic", "fp8-block"];
+
+    /// The scheme that a user calls `name`, with `group_size` where it has groups.
+    ///
+    /// # Errors
+    /// A sentence that says what is wrong with the name, or that the group size does not apply.
+    pub fn parse(name: &str, group_size: Option<usize>) -> Result<Self, String> {
+        let grouped = group_size.unwrap_or(DEFAULT_GROUP_SIZE);
+        if grouped == 0 {
+            return Err("a group size of 0 makes no groups".into());
+        }
+        let scheme = match name {
+            "w4a16" => Self::W4A16 { group_size: grouped, symmetric: true },
+            "w4a16-asym" => Self::W4A16 { group_size: grouped, symmetric: false },
+            "fp8-dynamic" => Self::Fp8Dynamic,
+            "fp8-block" => Self::Fp8Block { rows: 128, cols: 128 },
+            "fp8-static" => return Err("`fp8-static` needs activation scales, which come from calibration data; calibration is not part of this version (use `fp8-dynamic`)".into()),
+            _ => return Err(format!("unknown scheme `{name}`; there are {}", Self::WRITABLE.join(", "))),
+        };
+        match (scheme, group_size) {
+            (Self::W4A16 { .. }, _) | (_, None) => Ok(scheme),
+            (_, Some(size)) => Err(format!("`{name}` has no groups, so a group size of {size} does not apply")),
+        }
+    }
+
+    /// Whether the codes are FP8 (otherwise INT4).
+    pub fn is_fp8(self) -> bool {
+        !matches!(self, Self::W4A16 { .. })
+    }
+}
+
+impl fmt::Display for Scheme {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::W4A16 { group_size, symmetric } => {
+                f.write_str(if symmetric { "w4a16" } else { "w4a16-asym" })?;
+                if group_size != DEFAULT_GROUP_SIZE {
+                    write!(f, "-g{group_size}")?;
+                }
+                Ok(())
+            }
+            Self::Fp8Dynamic => f.write_str("fp8-dynamic"),
+            Self::Fp8Block { rows: 128, cols: 128 } => f.write_str("fp8-block"),
+            Self::Fp8Block { rows, cols } => write!(f, "fp8-block-{rows}x{cols}"),
+            Self::Fp8Tensor { static_input: false } => f.write_str("fp8-tensor"),
+            Self::Fp8Tensor { static_input: true } => f.write_str("fp8-static"),
+        }
+    }
+}
+
+impl Serialize for Scheme {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}

@@ -1,0 +1,245 @@
+//! `quantize`: a smaller checkpoint that engines load, made in one streaming pass.
+//!
+//! Memory is bounded by [`Control::memory`], whatever the model's size: a task holds the quantized rows of one or two
+//! matrices and a stripe of their source. See `output` for what happens to a plan.
+
+mod choose;
+mod report;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+
+use crate::error::hint;
+use crate::llama4::Llama4;
+use crate::output::companions::{self, Card, Companion};
+use crate::output::executor::{self, Filled};
+use crate::output::hash::sha256;
+use crate::output::journal::Identity;
+use crate::output::manifest::{FileRecord, MANIFEST_NAME, MANIFEST_SCHEMA, Manifest, Origin};
+use crate::output::modules::plan_weights;
+use crate::output::partial::{self, Existing, Partial};
+use crate::output::plan::{Plan, PlanBuilder};
+use crate::output::quantization_config::quantization_config;
+use crate::output::work::BadWeight;
+use crate::output::{gate, origin, preflight};
+use crate::progress::Control;
+use crate::quant::Method;
+use crate::quant::scheme::Scheme;
+
+pub use choose::{Choice, Selection, patterns};
+pub use report::{DryRun, LayerReport, Report, WeightReport};
+
+/// What to do.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The checkpoint: a folder or a file.
+    pub source: PathBuf,
+    /// The folder to be made.
+    pub out: PathBuf,
+    /// Which weights, and how.
+    pub selection: Selection,
+    /// Most bytes of data in one output file.
+    pub shard_bytes_max: u64,
+    /// What to do about what is already there.
+    pub existing: Existing,
+    /// Allow weights that are quantized already to be quantized again.
+    pub requantize: bool,
+    /// Compute the SHA-256 of the source's files for the manifest: reads all of the source.
+    pub hash_source: bool,
+}
+
+/// Everything that is known before one weight is read.
+struct Prepared {
+    model: Llama4,
+    choice: Choice,
+    plan: Plan,
+    companions: Vec<Companion>,
+}
+
+/// Says what [`run`] would do.
+///
+/// # Errors
+/// As [`run`], up to the point where it would write.
+pub fn dry_run(options: &Options, control: &Control<'_>) -> Result<DryRun> {
+    let prepared = prepare(options)?;
+    partial::check_destination(&options.out, prepared.model.checkpoint.folder(), options.existing)?;
+    DryRun::new(options, &prepared.model, &prepared.choice, &prepared.plan, control)
+}
+
+/// Quantizes a checkpoint.
+///
+/// # Errors
+/// The source or the options cannot be used; the output is in the way; the disk is full or too slow to answer; a weight
+/// is NaN or infinite; [`crate::error::Interrupted`] after a safe stop. `out` does not exist then.
+pub fn run(options: &Options, control: &Control<'_>) -> Result<Report> {
+    let began = Instant::now();
+    let prepared = prepare(options)?;
+    let Prepared { model, choice, plan, companions } = &prepared;
+    let identity = identity(options, model, choice);
+    if let Some(finished) = partial::take_published(&options.out, &identity)?
+        && let Some(totals) = executor::totals(plan, &finished)
+    {
+        let weights = report::weights(model, choice, plan, &totals);
+        return Ok(Report::new(options, &prepared, weights, true, began.elapsed()));
+    }
+    partial::check_destination(&options.out, model.checkpoint.folder(), options.existing)?;
+    preflight::workers(plan, control)?;
+    let side_bytes: u64 = companions.iter().map(|file| file.contents.len() as u64).sum();
+    preflight::check_disk(&options.out, plan.bytes() + side_bytes)?;
+    let mut origin = origin::describe(&model.checkpoint);
+    if options.hash_source {
+        origin::hash_files(&mut origin, model.checkpoint.folder(), control)?;
+    }
+    let (partial, finished) = Partial::open(&options.out, &identity, options.existing)?;
+    let filled = match executor::fill(plan, model, &partial, finished, control) {
+        Ok(filled) => filled,
+        Err(error) => {
+            if error.chain().any(|cause| cause.is::<BadWeight>()) {
+                partial.discard();
+            }
+            return Err(error);
+        }
+    };
+    model.checkpoint.unchanged()?;
+    let weights = report::weights(model, choice, plan, &filled.totals);
+    let manifest = manifest(options, &prepared, origin, &filled, &weights);
+    for file in companions.iter().chain([&manifest]) {
+        executor::write_companion(&partial, file)?;
+    }
+    let promised: Vec<_> =
+        model.weights.iter().zip(&choice.stored).map(|(weight, scheme)| (weight.name.as_str(), *scheme)).collect();
+    gate::check(&partial.model(), &promised, control)?;
+    partial.publish(options.existing)?;
+    Ok(Report::new(options, &prepared, weights, filled.resumed > 0, began.elapsed()))
+}
+
+fn prepare(options: &Options) -> Result<Prepared> {
+    let model = Llama4::open(&options.source)?;
+    model.require_complete()?;
+    let choice = Choice::make(&model, &options.selection)?;
+    if !options.requantize {
+        refuse_requantizing(&model, &choice)?;
+    }
+    let mut builder = PlanBuilder::new(options.shard_bytes_max);
+    plan_weights(&mut builder, &model, &choice.targets)?;
+    let plan = builder.finish()?;
+    let companions = companions(&model, &choice, &plan)?;
+    Ok(Prepared { model, choice, plan, companions })
+}
+
+fn refuse_requantizing(model: &Llama4, choice: &Choice) -> Result<()> {
+    let twice = model.weights.iter().zip(&choice.targets).find_map(|(weight, target)| {
+        let stored = weight.coding.scheme()?;
+        target.map(|target| (weight, stored, target.scheme))
+    });
+    match twice {
+        Some((weight, stored, scheme)) => Err(hint(
+            format!("`{}` is stored as {stored} already; making it {scheme} adds a second rounding", weight.name),
+            "start from the original weights; or `--requantize` if this is what you want",
+        )),
+        None => Ok(()),
+    }
+}
+
+/// What decides the bytes of the output.
+fn identity(options: &Options, model: &Llama4, choice: &Choice) -> Identity {
+    let mut identity = settings(options, choice);
+    identity.insert("l4tool version".into(), env!("CARGO_PKG_VERSION").into());
+    for file in model.checkpoint.fingerprint().files {
+        let what = format!("{} bytes, header {}, modified {}", file.bytes, file.digest, file.modified_ns);
+        identity.insert(format!("source file {}", file.name), what);
+    }
+    identity
+}
+
+/// The options that decide the bytes of the output, by name.
+fn settings(options: &Options, choice: &Choice) -> BTreeMap<String, String> {
+    let mut settings = choice.settings.clone();
+    settings.insert("shard size".into(), options.shard_bytes_max.to_string());
+    settings.insert("requantize".into(), options.requantize.to_string());
+    settings.insert("hash source".into(), options.hash_source.to_string());
+    settings
+}
+
+fn companions(model: &Llama4, choice: &Choice, plan: &Plan) -> Result<Vec<Companion>> {
+    let config = quantization_config(model, &choice.stored);
+    let mut files = companions::copied(model.checkpoint.folder()).context("collecting the files beside the weights")?;
+    files.push(companions::pretty("config.json", &model.config.output_document(Some(config))));
+    files.push(companions::index(plan));
+    files.push(companions::notice());
+    let origin = origin::describe(&model.checkpoint);
+    files.push(companions::card(&Card {
+        origin: &origin,
+        schemes: &choice.summary(model),
+        bits_per_weight: report::bits_per_weight(model, choice, plan),
+        bytes: plan.bytes(),
+        tool_version: env!("CARGO_PKG_VERSION"),
+    }));
+    files.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(files)
+}
+
+fn manifest(
+    options: &Options,
+    prepared: &Prepared,
+    source: Origin,
+    filled: &Filled,
+    weights: &[WeightReport],
+) -> Companion {
+    let Prepared { choice, plan, companions, .. } = prepared;
+    let written = plan.files.iter().zip(&filled.digests).map(|(file, digest)| FileRecord {
+        name: file.name.clone(),
+        bytes: file.bytes,
+        sha256: Some(digest.clone()),
+    });
+    let beside = companions.iter().map(|file| FileRecord {
+        name: file.name.clone(),
+        bytes: file.contents.len() as u64,
+        sha256: Some(sha256(&file.contents)),
+    });
+    let mut files: Vec<FileRecord> = written.chain(beside).collect();
+    files.sort_by(|a, b| a.name.cmp(&b.name));
+    let manifest = Manifest {
+        schema: MANIFEST_SCHEMA.into(),
+        tool_version: env!("CARGO_PKG_VERSION").into(),
+        command: "quantize".into(),
+        options: settings(options, choice),
+        source,
+        files,
+        weights: weights.iter().map(WeightReport::record).collect(),
+    };
+    let document = serde_json::to_value(manifest).expect("a manifest is plain data");
+    companions::pretty(MANIFEST_NAME, &document)
+}
+
+/// The method that `--method auto` stands for where there is no calibration data.
+pub const METHOD_WITHOUT_DATA: Method = Method::Search;
+
+/// Refuses methods that need calibration data.
+///
+/// # Errors
+/// Says which method, and what there is instead.
+pub fn parse_method(name: &str) -> Result<Method> {
+    match name {
+        "auto" => Ok(METHOD_WITHOUT_DATA),
+        "gptq" | "awq" => bail!(hint(
+            format!("method `{name}` needs calibration data, and calibration is not part of this version"),
+            "`--method search` is the best choice without data",
+        )),
+        other => other.parse().map_err(anyhow::Error::msg),
+    }
+}
+
+/// The scheme of `--int4` and `--fp8`.
+pub const PRESETS: [(&str, &str); 2] = [("int4", "w4a16"), ("fp8", "fp8-dynamic")];
+
+/// Reads a scheme by its name.
+///
+/// # Errors
+/// As [`Scheme::parse`].
+pub fn parse_scheme(name: &str, group_size: Option<usize>) -> Result<Scheme> {
+    Scheme::parse(name, group_size).map_err(anyhow::Error::msg)
+}
