@@ -148,7 +148,7 @@ pub trait Simd: Copy {
     /// The encodings of sixteen floats.
     fn bits(self, x: Self::F) -> Self::I;
     /// The floats of sixteen encodings.
-    fn from_bits(self, x: Self::I) -> Self::F;
+    fn floats(self, x: Self::I) -> Self::F;
     /// `a + b`, wrapping.
     fn iadd(self, a: Self::I, b: Self::I) -> Self::I;
     /// `a - b`, wrapping.
@@ -171,7 +171,7 @@ pub trait Simd: Copy {
     /// `|x|`
     #[inline(always)]
     fn abs(self, x: Self::F) -> Self::F {
-        self.from_bits(self.iand(self.bits(x), self.isplat(0x7fff_ffff)))
+        self.floats(self.iand(self.bits(x), self.isplat(0x7fff_ffff)))
     }
 
     /// `x` rounded to BF16 (to nearest, ties to even); `x` is not NaN.
@@ -180,6 +180,6 @@ pub trait Simd: Copy {
         let bits = self.bits(x);
         let odd = self.iand(self.shr(bits, 16), self.isplat(1));
         let sum = self.iadd(bits, self.iadd(odd, self.isplat(0x7fff)));
-        self.from_bits(self.iand(sum, self.isplat(0xffff_0000)))
+        self.floats(self.iand(sum, self.isplat(0xffff_0000)))
     }
 }
