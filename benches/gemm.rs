@@ -1,5 +1,5 @@
-//! The forward pass's matrix product on the shapes of one real expert (`gate_proj` of Scout: 5120 -> 8192), every path that
-//! this machine has, against float32 GEMM of the `gemm` crate on weights that are float32 already.
+//! The forward pass's matrix product on the shapes of one real expert (`gate_proj` of Scout: 5120 -> 8192), on every path
+//! that this machine has.
 //!
 //! `cargo bench --bench gemm`. Divan counts multiply-adds as items: 1 Gitem/s is 2 GFLOP/s.
 
@@ -63,38 +63,4 @@ fn amx<const IN_OUT: bool>(bencher: Bencher, m: usize) {
         if IN_OUT { Layout::InOut } else { Layout::OutIn },
         m,
     );
-}
-
-/// The machine's float32 peak as another library reaches it: the figure that the others are held against.
-#[divan::bench(args = ROWS, sample_count = 5)]
-fn gemm_crate_f32(bencher: Bencher, m: usize) {
-    let (x, w) = (activations(m * K), activations(N * K));
-    let mut y = vec![0.0f32; m * N];
-    bencher.counter(ItemsCount::new(m * K * N)).bench_local(|| {
-        // SAFETY: the pointers are to slices of m x K, N x K and m x N elements, and the strides say so.
-        unsafe {
-            gemm::gemm(
-                m,
-                N,
-                K,
-                y.as_mut_ptr(),
-                1,
-                N as isize,
-                false,
-                x.as_ptr(),
-                1,
-                K as isize,
-                w.as_ptr(),
-                K as isize,
-                1,
-                0.0,
-                1.0,
-                false,
-                false,
-                false,
-                gemm::Parallelism::Rayon(0),
-            );
-        }
-        black_box(y[0])
-    });
 }

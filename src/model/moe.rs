@@ -34,7 +34,7 @@ impl Routing {
             experts > 0 && logits.len().is_multiple_of(experts) && top_k <= experts,
             "logits are [rows, experts]"
         );
-        let chosen: Vec<usize> = logits.chunks(experts).flat_map(|row| largest(row, top_k)).collect();
+        let chosen: Vec<usize> = logits.chunks(experts).flat_map(|row| chosen(row, top_k)).collect();
         let mut starts = vec![0usize; experts + 1];
         chosen.iter().for_each(|&expert| starts[expert + 1] += 1);
         for expert in 0..experts {
@@ -69,8 +69,9 @@ impl Routing {
     }
 }
 
-/// Indices of the `count` largest values, in ascending order. A NaN counts as larger than any number, as in `torch.topk`.
-fn largest(row: &[f32], count: usize) -> Vec<usize> {
+/// The experts that one token goes to: indices of the `count` largest logits, in ascending order. A NaN counts as larger than any number,
+/// as in `torch.topk`.
+pub fn chosen(row: &[f32], count: usize) -> Vec<usize> {
     let key = |value: f32| if value.is_nan() { f32::INFINITY } else { value };
     let mut order: Vec<usize> = (0..row.len()).collect();
     order.sort_by(|&a, &b| key(row[b]).total_cmp(&key(row[a])).then(a.cmp(&b)));
