@@ -64,7 +64,11 @@ fn scout(folder: &Path, experts: usize, rounds: usize) -> Result<()> {
     for _ in 0..rounds {
         for ((name, flags), runs) in LINES.iter().zip(&mut runs) {
             read_all(&source)?;
-            runs.push(if flags.is_empty() { copy(&source, &out, *name != "cp")? } else { quantize(&source, &out, flags)? });
+            runs.push(if flags.is_empty() {
+                copy(&source, &out, *name != "cp")?
+            } else {
+                quantize(&source, &out, flags)?
+            });
             fs::remove_dir_all(&out)?;
         }
     }

@@ -228,8 +228,7 @@ fn tasks_do_not_know_each_other() {
 fn the_library_lists_its_layers_in_order() {
     let listed: Vec<String> = layers().into_iter().map(|(layer, _)| layer).collect();
     let text = read("src/lib.rs");
-    let modules: Vec<&str> =
-        text.lines().filter_map(|line| line.strip_prefix("pub mod ")?.strip_suffix(';')).collect();
+    let modules: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("pub mod ")?.strip_suffix(';')).collect();
     assert_eq!(modules, listed, "Rule: src/lib.rs lists the layers of docs/architecture.md, in the same order");
 }
 
@@ -248,19 +247,16 @@ fn the_code_map_is_complete_and_names_what_exists() {
 fn unsafe_code_is_where_the_document_says() {
     let allowed: BTreeSet<String> = rows("Unsafe code").into_iter().map(|cells| cells[0][0].clone()).collect();
     let source = files().into_iter().filter(|file| file.is_rust() && !file.path.ends_with("tidy.rs"));
-    let found: BTreeSet<String> = source
-        .filter(|file| file.code().any(|(_, line)| has_word(line, "unsafe")))
-        .map(|file| file.path)
-        .collect();
+    let found: BTreeSet<String> =
+        source.filter(|file| file.code().any(|(_, line)| has_word(line, "unsafe"))).map(|file| file.path).collect();
     check("`unsafe` is only in files that docs/architecture.md lists", found.difference(&allowed).cloned());
     check("docs/architecture.md lists no file without `unsafe`", allowed.difference(&found).cloned());
 }
 
 #[test]
 fn the_library_neither_prints_nor_exits_nor_reads_the_environment() {
-    let forbidden = [
-        "todo!", "unimplemented!", "dbg!", "print!", "println!", "eprint!", "eprintln!", "process::exit", "std::env",
-    ];
+    let forbidden =
+        ["todo!", "unimplemented!", "dbg!", "print!", "println!", "eprint!", "eprintln!", "process::exit", "std::env"];
     let mut violations = Vec::new();
     for file in files().iter().filter(|file| file.path.starts_with("src/") && file.is_rust() && !file.is_test()) {
         for (number, line) in file.code() {
