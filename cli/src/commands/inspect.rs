@@ -16,12 +16,14 @@ use crate::size::Size;
 /// Without a view, prints a summary. Views can be combined. Exits with 1 if weights are missing or do not fit the config:
 /// tensors that are merely unexpected are listed and do no harm.
 #[derive(Debug, Args)]
-#[command(after_help = "Columns of --tensors, separated by tabs: name, dtype, shape, bytes, file, offset, role, layer, expert.
+#[command(
+    after_help = "Columns of --tensors, separated by tabs: name, dtype, shape, bytes, file, offset, role, layer, expert.
 
 Examples:
   l4tool inspect Llama-4-Scout-17B-16E-Instruct
   l4tool inspect CHECKPOINT --tensors | sort -k4 -n
-  l4tool inspect CHECKPOINT --json | jq .parameters")]
+  l4tool inspect CHECKPOINT --json | jq .parameters"
+)]
 pub(crate) struct Arguments {
     /// The checkpoint: a folder or a .safetensors file
     checkpoint: PathBuf,
@@ -43,7 +45,9 @@ pub(crate) struct Arguments {
 
 /// Runs the command.
 pub(crate) fn run(arguments: Arguments, context: &Context) -> Result<Outcome> {
-    let report = inspect::run(&Options { source: arguments.checkpoint })?;
+    let report = inspect::run(&Options {
+        source: arguments.checkpoint,
+    })?;
     let mut views: Vec<fn(&inspect::Report) -> String> = Vec::new();
     for (wanted, view) in [
         (arguments.config, render::config as fn(&inspect::Report) -> String),

@@ -23,7 +23,10 @@ pub(crate) fn summary(report: &Report, color: bool, all_problems: bool) -> Strin
     let settings = &report.config;
     let mut text = format!("{}\n", report.checkpoint.display());
     let mut line = |label: &str, value: String| text += &format!("{label:<14} {value}\n");
-    line("architecture", format!("{}{}", report.architecture, modalities(settings)));
+    line(
+        "architecture",
+        format!("{}{}", report.architecture, modalities(settings)),
+    );
     line("layers", layers(settings));
     line("experts", experts_of(settings));
     line(
@@ -36,17 +39,29 @@ pub(crate) fn summary(report: &Report, color: bool, all_problems: bool) -> Strin
             count(report.parameters.active)
         ),
     );
-    line("tensors", format!("{} in {}", grouped(report.tensors.len() as u64), files(report)));
-    line("size", format!("{} bytes ({}, {})", grouped(report.bytes), decimal(report.bytes), binary(report.bytes)));
+    line(
+        "tensors",
+        format!("{} in {}", grouped(report.tensors.len() as u64), files(report)),
+    );
+    line(
+        "size",
+        format!(
+            "{} bytes ({}, {})",
+            grouped(report.bytes),
+            decimal(report.bytes),
+            binary(report.bytes)
+        ),
+    );
     line("dtypes", dtypes(report));
     for (index, scheme) in quantization(report).into_iter().enumerate() {
         line(if index == 0 { "quantization" } else { "" }, scheme);
     }
-    line("context", format!("{} tokens", grouped(settings.max_position_embeddings)));
+    line(
+        "context",
+        format!("{} tokens", grouped(settings.max_position_embeddings)),
+    );
     line("KV cache", kv_cache(report));
-    for (index, verdict) in fit(report, color).into_iter().enumerate() {
-        line(if index == 0 { "one H100 80GB" } else { "" }, verdict);
-    }
+    text += &fit(report, color);
     text.push('\n');
     text += &components(report);
     text.push('\n');
@@ -78,16 +93,42 @@ pub(crate) fn tensors(report: &Report) -> String {
 pub(crate) fn experts(report: &Report) -> String {
     let rows = report.experts.iter().map(|layer| {
         let stored = counted(&layer.stored_as, layer.present);
-        let stored = if layer.fused { format!("{stored} (fused)") } else { stored };
+        let stored = if layer.fused {
+            format!("{stored} (fused)")
+        } else {
+            stored
+        };
         let bytes = match (layer.bytes_per_expert_min, layer.bytes_per_expert) {
             (least, most) if least == most => grouped(most),
             (least, most) => format!("{}-{}", grouped(least), grouped(most)),
         };
-        let missing = if layer.missing.is_empty() { "-".into() } else { ranges(&layer.missing) };
+        let missing = if layer.missing.is_empty() {
+            "-".into()
+        } else {
+            ranges(&layer.missing)
+        };
         let experts = format!("{}/{}", layer.present, layer.experts);
-        vec![layer.layer.to_string(), experts, stored, bytes, decimal(layer.bytes), missing]
+        vec![
+            layer.layer.to_string(),
+            experts,
+            stored,
+            bytes,
+            decimal(layer.bytes),
+            missing,
+        ]
     });
-    table(&["layer", "experts", "stored as", "bytes per expert", "together", "missing"], &[0, 1, 3, 4], rows)
+    table(
+        &[
+            "layer",
+            "experts",
+            "stored as",
+            "bytes per expert",
+            "together",
+            "missing",
+        ],
+        &[0, 1, 3, 4],
+        rows,
+    )
 }
 
 /// What it takes to serve the model in each scheme.
@@ -98,7 +139,14 @@ pub(crate) fn memory(report: &Report) -> String {
     let others = memory.schemes.iter();
     let others = others.filter(|other| other.scheme != stored.scheme || other.weights_bytes != stored.weights_bytes);
     rows.extend(others.map(|other| memory_row(other.scheme.clone(), other)));
-    let header = ["scheme", "weights", "1x H100", "8x H100: per GPU", "context", "context, FP8 cache"];
+    let header = [
+        "scheme",
+        "weights",
+        "1x H100",
+        "8x H100: per GPU",
+        "context",
+        "context, FP8 cache",
+    ];
     let mut text = table(&header, &[1, 2, 3, 4, 5], rows);
     for other in &memory.schemes {
         if let Some(reason) = &other.reason {
@@ -124,14 +172,26 @@ pub(crate) fn memory(report: &Report) -> String {
 }
 
 fn memory_row(name: String, memory: &SchemeMemory) -> Vec<String> {
-    let find = |gpus: u64, kv_dtype: &str| memory.fits.iter().find(|fit| fit.gpus == gpus && fit.kv_dtype == kv_dtype);
+    let find = |gpus: u64, kv_dtype: &str| {
+        memory
+            .fits
+            .iter()
+            .find(|fit| fit.gpus == gpus && fit.kv_dtype == kv_dtype)
+    };
     let context = |fit: Option<&Fit>| match fit {
         Some(fit) if fit.fits => grouped(fit.context),
         _ => "no".into(),
     };
     let eight = find(8, "bf16").map_or_else(|| "-".into(), |fit| decimal(fit.weights_bytes_per_gpu));
     let weights = memory.weights_bytes.map_or_else(|| "-".into(), decimal);
-    vec![name, weights, context(find(1, "bf16")), eight, context(find(8, "bf16")), context(find(8, "fp8"))]
+    vec![
+        name,
+        weights,
+        context(find(1, "bf16")),
+        eight,
+        context(find(8, "bf16")),
+        context(find(8, "fp8")),
+    ]
 }
 
 /// What the config means.
@@ -140,7 +200,12 @@ pub(crate) fn config(report: &Report) -> String {
     let mut text = String::new();
     let mut line = |label: &str, value: &dyn Display| text += &format!("{label:<24} {value}\n");
     line("architecture", &report.architecture);
-    line("dtype", &settings.dtype.map_or_else(|| "not given".into(), |dtype| dtype.to_string()));
+    line(
+        "dtype",
+        &settings
+            .dtype
+            .map_or_else(|| "not given".into(), |dtype| dtype.to_string()),
+    );
     line("vocab_size", &grouped(settings.vocab_size as u64));
     line("max_position_embeddings", &grouped(settings.max_position_embeddings));
     line("hidden_size", &settings.hidden_size);
@@ -148,31 +213,54 @@ pub(crate) fn config(report: &Report) -> String {
     line("num_attention_heads", &settings.num_attention_heads);
     line("num_key_value_heads", &settings.num_key_value_heads);
     line("head_dim", &settings.head_dim);
-    line("intermediate_size", &format!("{} (routed and shared experts)", settings.intermediate_size));
-    line("intermediate_size_mlp", &format!("{} (dense layers)", settings.intermediate_size_mlp));
+    line(
+        "intermediate_size",
+        &format!("{} (routed and shared experts)", settings.intermediate_size),
+    );
+    line(
+        "intermediate_size_mlp",
+        &format!("{} (dense layers)", settings.intermediate_size_mlp),
+    );
     line("num_local_experts", &settings.num_local_experts);
     line("num_experts_per_tok", &settings.num_experts_per_tok);
     let all = settings.num_hidden_layers;
     line("experts in layers", &numbers(&settings.moe_layers, all));
     line("RoPE in layers", &numbers(&settings.rope_layers, all));
     line("chunks in layers", &numbers(&settings.chunked_layers, all));
-    line("attention_chunk_size", &settings.attention_chunk_size.map_or_else(|| "none".into(), grouped));
+    line(
+        "attention_chunk_size",
+        &settings.attention_chunk_size.map_or_else(|| "none".into(), grouped),
+    );
     line("rope_theta", &settings.rope.rope_theta);
     line("rope scaling", &rope_scaling(settings));
     line("use_qk_norm", &settings.use_qk_norm);
     line("attn_temperature_tuning", &settings.attn_temperature_tuning);
-    line("floor_scale, attn_scale", &format!("{}, {}", grouped(settings.floor_scale), settings.attn_scale));
+    line(
+        "floor_scale, attn_scale",
+        &format!("{}, {}", grouped(settings.floor_scale), settings.attn_scale),
+    );
     line("rms_norm_eps", &settings.rms_norm_eps);
     line("hidden_act", &shown(&settings.hidden_act));
     line("attention_bias", &settings.attention_bias);
     line("tie_word_embeddings", &settings.tie_word_embeddings);
     let tokens: Vec<String> = settings.eos_token_id.iter().map(u32::to_string).collect();
-    let tokens = [or_dash(settings.bos_token_id), tokens.join("/"), or_dash(settings.pad_token_id)].join(", ");
+    let tokens = [
+        or_dash(settings.bos_token_id),
+        tokens.join("/"),
+        or_dash(settings.pad_token_id),
+    ]
+    .join(", ");
     line("bos, eos, pad token", &tokens);
     if let Some(vision) = &settings.vision {
         line("vision hidden_size", &vision.hidden_size);
-        line("vision layers, heads", &format!("{}, {}", vision.num_hidden_layers, vision.num_attention_heads));
-        line("vision image, patch", &format!("{0}x{0}, {1}x{1} pixels", vision.image_size, vision.patch_size));
+        line(
+            "vision layers, heads",
+            &format!("{}, {}", vision.num_hidden_layers, vision.num_attention_heads),
+        );
+        line(
+            "vision image, patch",
+            &format!("{0}x{0}, {1}x{1} pixels", vision.image_size, vision.patch_size),
+        );
         line("tokens per tile", &vision.tokens_per_tile);
     }
     text
@@ -180,9 +268,17 @@ pub(crate) fn config(report: &Report) -> String {
 
 fn rope_scaling(settings: &Settings) -> String {
     let rope = &settings.rope;
-    match (rope.factor, rope.low_freq_factor, rope.high_freq_factor, rope.original_max_position_embeddings) {
+    match (
+        rope.factor,
+        rope.low_freq_factor,
+        rope.high_freq_factor,
+        rope.original_max_position_embeddings,
+    ) {
         (Some(factor), Some(low), Some(high), Some(original)) => {
-            format!("llama3, factor {factor}, low {low}, high {high}, original context {}", grouped(original))
+            format!(
+                "llama3, factor {factor}, low {low}, high {high}, original context {}",
+                grouped(original)
+            )
         }
         _ => "none".into(),
     }
@@ -192,12 +288,24 @@ fn rope_scaling(settings: &Settings) -> String {
 pub(crate) fn problems(report: &Report, color: bool, all: bool) -> String {
     let mut text = String::new();
     if report.problems.is_empty() {
-        text += &painted("complete: every weight that the config promises is there, and nothing else\n", GOOD, color);
+        text += &painted(
+            "complete: every weight that the config promises is there, and nothing else\n",
+            GOOD,
+            color,
+        );
     } else if report.complete {
-        text += &painted("complete: every weight that the config promises is there\n", GOOD, color);
+        text += &painted(
+            "complete: every weight that the config promises is there\n",
+            GOOD,
+            color,
+        );
     } else {
         let lost = report.parameters.promised.saturating_sub(report.parameters.total);
-        let lost = if lost > 0 { format!(", {} parameters are not there", grouped(lost)) } else { String::new() };
+        let lost = if lost > 0 {
+            format!(", {} parameters are not there", grouped(lost))
+        } else {
+            String::new()
+        };
         text += &painted(&format!("not complete{lost}\n"), BAD, color);
     }
     for (kind, word, paint) in [
@@ -225,7 +333,10 @@ pub(crate) fn problems(report: &Report, color: bool, all: bool) -> String {
 fn modalities(settings: &Settings) -> String {
     match &settings.vision {
         Some(vision) => {
-            format!(", text and images ({0}x{0} pixels, {1} tokens each)", vision.image_size, vision.tokens_per_tile)
+            format!(
+                ", text and images ({0}x{0} pixels, {1} tokens each)",
+                vision.image_size, vision.tokens_per_tile
+            )
         }
         None => ", text only".into(),
     }
@@ -234,13 +345,18 @@ fn modalities(settings: &Settings) -> String {
 fn layers(settings: &Settings) -> String {
     let all = settings.num_hidden_layers;
     let chunked = match settings.attention_chunk_size {
-        Some(chunk) if !settings.chunked_layers.is_empty() => {
-            format!("{} attend in chunks of {}", settings.chunked_layers.len(), grouped(chunk))
-        }
-        _ => "all attend to everything".into(),
+        Some(chunk) => format!(
+            "{} with attention in chunks of {}",
+            settings.chunked_layers.len(),
+            grouped(chunk)
+        ),
+        None => "none with attention in chunks".into(),
     };
     let no_rope = all - settings.rope_layers.len();
-    format!("{all}, of which {} have experts, {chunked}, {no_rope} have no RoPE", settings.moe_layers.len())
+    format!(
+        "{all}: {} with experts, {chunked}, {no_rope} without RoPE",
+        settings.moe_layers.len()
+    )
 }
 
 fn experts_of(settings: &Settings) -> String {
@@ -258,9 +374,10 @@ fn files(report: &Report) -> String {
 }
 
 fn dtypes(report: &Report) -> String {
-    let parts = report.dtypes.iter().map(|(dtype, count)| {
-        format!("{dtype}: {} tensors, {}", grouped(count.tensors), decimal(count.bytes))
-    });
+    let parts = report
+        .dtypes
+        .iter()
+        .map(|(dtype, count)| format!("{dtype}: {} tensors, {}", grouped(count.tensors), decimal(count.bytes)));
     parts.collect::<Vec<_>>().join("; ")
 }
 
@@ -270,8 +387,11 @@ fn quantization(report: &Report) -> Vec<String> {
         return vec!["none".into()];
     }
     let schemes = quantization.schemes.iter().map(|(scheme, count)| {
-        let parts: Vec<String> =
-            count.by_role.iter().map(|(role, number)| format!("{} of {}", grouped(*number), spaced(role))).collect();
+        let parts: Vec<String> = count
+            .by_role
+            .iter()
+            .map(|(role, number)| format!("{} of {}", grouped(*number), spaced(role)))
+            .collect();
         format!(
             "{scheme}: {} matrices ({}), {:.2} bits per weight",
             grouped(count.weights),
@@ -287,9 +407,10 @@ fn kv_cache(report: &Report) -> String {
     let all = format!("{} bytes per token in BF16", grouped(cache.bf16.per_token));
     match cache.chunk_tokens {
         Some(chunk) => format!(
-            "{all}: {} in {} layers that keep all tokens, {} in {} that keep at most {}",
+            "{all}: {} ({} of {} layers) grow with the context, {} ({}) stop at {} tokens",
             grouped(cache.bf16.growing_per_token),
             cache.growing_layers,
+            cache.growing_layers + cache.chunked_layers,
             grouped(cache.bf16.capped_per_token),
             cache.chunked_layers,
             grouped(chunk)
@@ -299,27 +420,53 @@ fn kv_cache(report: &Report) -> String {
 }
 
 /// Whether the checkpoint fits one GPU as it is stored, and if not, what would.
-fn fit(report: &Report, color: bool) -> Vec<String> {
+fn fit(report: &Report, color: bool) -> String {
     let stored = &report.memory.stored;
-    let find = |gpus: u64| stored.fits.iter().find(|fit| fit.gpus == gpus && fit.kv_dtype == "bf16" && fit.fits);
+    let find = |gpus: u64| {
+        stored
+            .fits
+            .iter()
+            .find(|fit| fit.gpus == gpus && fit.kv_dtype == "bf16" && fit.fits)
+    };
+    let question = "fits one H100 (80 GB):";
     if let Some(fit) = find(1) {
-        return vec![format!("{}, with {} tokens of context", painted("fits", GOOD, color), grouped(fit.context))];
+        return format!(
+            "{question} {}, with {} tokens of context\n",
+            painted("yes", GOOD, color),
+            grouped(fit.context)
+        );
     }
-    let mut lines = vec![painted("does not fit", BAD, color)];
+    let mut text = format!("{question} {}\n", painted("no", BAD, color));
     if let Some(fit) = find(8) {
-        lines.push(format!("fits 8, with {} tokens of context", grouped(fit.context)));
+        text += &format!("  eight hold it, with {} tokens of context\n", grouped(fit.context));
     }
     if let Some(would) = &report.memory.suggestion {
-        let many = if would.gpus == 1 { "one".into() } else { would.gpus.to_string() };
-        let command = match would.scheme.as_str() {
-            "w4a16" => ": l4tool quantize --int4",
-            "fp8-dynamic" => ": l4tool quantize --fp8",
-            _ => "",
+        let many = if would.gpus == 1 {
+            "one".into()
+        } else {
+            would.gpus.to_string()
         };
         let (size, context) = (decimal(would.weights_bytes), grouped(would.context));
-        lines.push(format!("{} ({size}) would fit {many}, with {context} tokens{command}", would.scheme));
+        text += &format!(
+            "  as {} ({size}) it fits {many}, with {context} tokens of context{}\n",
+            would.scheme,
+            command(report, &would.scheme)
+        );
     }
-    lines
+    text
+}
+
+/// How to get there, where one command does it.
+fn command(report: &Report, scheme: &str) -> String {
+    let flag = match scheme {
+        "w4a16" => "--int4",
+        "fp8-dynamic" => "--fp8",
+        _ => return String::new(),
+    };
+    if !report.quantization.schemes.is_empty() || !report.complete {
+        return String::new();
+    }
+    format!(": l4tool quantize {} -o OUT {flag}", report.checkpoint.display())
 }
 
 fn components(report: &Report) -> String {
@@ -334,13 +481,27 @@ fn components(report: &Report) -> String {
             counted(&component.stored_as, component.weights),
         ]
     });
-    table(&["part", "weights", "parameters", "", "size", "stored as"], &[1, 2, 3, 4], rows)
+    table(
+        &["part", "weights", "parameters", "", "size", "stored as"],
+        &[1, 2, 3, 4],
+        rows,
+    )
 }
 
 /// `w4a16`, or with numbers where there is more than one way: `bf16 (3), w4a16 (45)`.
 fn counted<N: Display + PartialEq>(ways: &BTreeMap<String, N>, all: N) -> String {
-    let one = |(way, number): (&String, &N)| if *number == all { way.clone() } else { format!("{way} ({number})") };
-    if ways.is_empty() { "-".into() } else { ways.iter().map(one).collect::<Vec<_>>().join(", ") }
+    let one = |(way, number): (&String, &N)| {
+        if *number == all {
+            way.clone()
+        } else {
+            format!("{way} ({number})")
+        }
+    };
+    if ways.is_empty() {
+        "-".into()
+    } else {
+        ways.iter().map(one).collect::<Vec<_>>().join(", ")
+    }
 }
 
 fn spaced(role: &str) -> String {

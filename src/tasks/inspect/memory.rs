@@ -143,9 +143,17 @@ pub(super) fn view(model: &Llama4, promised: &[Expected]) -> Memory {
         let scheme = Scheme::parse(name, None).expect("the names of the schemes that are written");
         of_scheme(Some(scheme), promised, &model.config.text, budget)
     }));
+    // From the largest to the smallest; those that do not apply last.
+    schemes.sort_by_key(|memory| std::cmp::Reverse(memory.weights_bytes));
     let stored = as_stored(model, budget);
     let suggestion = suggestion(&stored, &schemes);
-    Memory { device, kv_cache, stored, schemes, suggestion }
+    Memory {
+        device,
+        kv_cache,
+        stored,
+        schemes,
+        suggestion,
+    }
 }
 
 fn device() -> Device {
@@ -188,7 +196,12 @@ fn kv_bytes(text: &TextConfig, (growing, chunked): (u64, u64), heads: u64, numbe
 
 fn as_stored(model: &Llama4, budget: u64) -> SchemeMemory {
     let labels: BTreeSet<String> = model.weights.iter().map(label).collect();
-    let weights = || model.weights.iter().map(|weight| (replicated(weight.role, &weight.shape), stored_bytes(model, weight)));
+    let weights = || {
+        model
+            .weights
+            .iter()
+            .map(|weight| (replicated(weight.role, &weight.shape), stored_bytes(model, weight)))
+    };
     SchemeMemory {
         scheme: Vec::from_iter(labels).join("+"),
         weights_bytes: Some(total(weights().map(|(_, bytes)| bytes))),
@@ -200,9 +213,18 @@ fn as_stored(model: &Llama4, budget: u64) -> SchemeMemory {
 fn of_scheme(scheme: Option<Scheme>, promised: &[Expected], text: &TextConfig, budget: u64) -> SchemeMemory {
     let name = scheme.map_or_else(|| "bf16".into(), |scheme| scheme.to_string());
     if let Some(reason) = promised.iter().find_map(|weight| does_not_divide(scheme?, weight)) {
-        return SchemeMemory { scheme: name, weights_bytes: None, reason: Some(reason), fits: Vec::new() };
+        return SchemeMemory {
+            scheme: name,
+            weights_bytes: None,
+            reason: Some(reason),
+            fits: Vec::new(),
+        };
     }
-    let weights = || promised.iter().map(|weight| (replicated(weight.role, &weight.shape), bytes_in(scheme, weight)));
+    let weights = || {
+        promised
+            .iter()
+            .map(|weight| (replicated(weight.role, &weight.shape), bytes_in(scheme, weight)))
+    };
     SchemeMemory {
         scheme: name,
         weights_bytes: Some(total(weights().map(|(_, bytes)| bytes))),
@@ -222,9 +244,16 @@ fn per_gpu(weights: impl Iterator<Item = (bool, u64)>, gpus: u64) -> u64 {
 
 /// Whether groups do not divide a matrix that would be quantized, in words.
 fn does_not_divide(scheme: Scheme, weight: &Expected) -> Option<String> {
-    let (Scheme::W4A16 { group_size, .. }, [_, input]) = (scheme, weight.shape.as_slice()) else { return None };
+    let (Scheme::W4A16 { group_size, .. }, [_, input]) = (scheme, weight.shape.as_slice()) else {
+        return None;
+    };
     let fails = weight.role.is_feed_forward() && !input.is_multiple_of(group_size);
-    fails.then(|| format!("a group size of {group_size} does not divide the {input} inputs of `{}`", weight.name))
+    fails.then(|| {
+        format!(
+            "a group size of {group_size} does not divide the {input} inputs of `{}`",
+            weight.name
+        )
+    })
 }
 
 /// Bytes of a weight if the model is quantized in `scheme`. The tensors of each scheme are those of
@@ -253,7 +282,11 @@ fn fits(text: &TextConfig, budget: u64, weights_on: impl Fn(u64) -> u64) -> Vec<
     for gpus in GPUS {
         let weights = weights_on(gpus);
         let reason = cannot_split(text, gpus);
-        let room = if reason.is_some() { 0 } else { budget.saturating_sub(weights) };
+        let room = if reason.is_some() {
+            0
+        } else {
+            budget.saturating_sub(weights)
+        };
         for (kv_dtype, number) in [("bf16", BF16_BYTES), ("fp8", 1)] {
             let cache = kv_cache(text);
             let heads = (text.num_key_value_heads as u64).div_ceil(gpus);
@@ -285,7 +318,9 @@ fn cannot_split(text: &TextConfig, gpus: u64) -> Option<String> {
 fn context(room: u64, kv: KvBytes, chunk: Option<u64>) -> u64 {
     let room = u128::from(room);
     let (growing, all) = (u128::from(kv.growing_per_token), u128::from(kv.per_token));
-    let Some(chunk) = chunk.map(u128::from) else { return saturated(room / all) };
+    let Some(chunk) = chunk.map(u128::from) else {
+        return saturated(room / all);
+    };
     match room.checked_sub(chunk * all) {
         None => saturated(room / all),
         Some(_) if growing == 0 => u64::MAX,
@@ -299,7 +334,10 @@ fn saturated(number: u128) -> u64 {
 
 fn suggestion(stored: &SchemeMemory, schemes: &[SchemeMemory]) -> Option<Suggestion> {
     let fit = |memory: &SchemeMemory, gpus: u64| {
-        let fit = memory.fits.iter().find(|fit| fit.gpus == gpus && fit.kv_dtype == "bf16")?;
+        let fit = memory
+            .fits
+            .iter()
+            .find(|fit| fit.gpus == gpus && fit.kv_dtype == "bf16")?;
         fit.fits.then_some(fit.context)
     };
     let stored_bytes = stored.weights_bytes?;
@@ -313,7 +351,12 @@ fn suggestion(stored: &SchemeMemory, schemes: &[SchemeMemory]) -> Option<Suggest
             if let (Some(context), Some(weights_bytes)) = (fit(memory, gpus), memory.weights_bytes)
                 && weights_bytes < stored_bytes
             {
-                return Some(Suggestion { scheme: name.to_owned(), gpus, weights_bytes, context });
+                return Some(Suggestion {
+                    scheme: name.to_owned(),
+                    gpus,
+                    weights_bytes,
+                    context,
+                });
             }
         }
     }

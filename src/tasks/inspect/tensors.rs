@@ -51,7 +51,10 @@ pub(super) fn lines(model: &Llama4, promised: &[Expected]) -> Vec<TensorLine> {
     let prefixes = Prefixes::of(model.config.model);
     let mut order: Vec<usize> = (0..tensors.len()).collect();
     order.sort_by_key(|&id| (tensors[id].file, tensors[id].offset));
-    let line = |id: usize| TensorLine { weights: weights[id], ..line(model, &tensors[id], prefixes, &places) };
+    let line = |id: usize| TensorLine {
+        weights: weights[id],
+        ..line(model, &tensors[id], prefixes, &places)
+    };
     order.into_iter().map(line).collect()
 }
 
@@ -70,10 +73,18 @@ fn line(model: &Llama4, tensor: &TensorInfo, prefixes: Prefixes, places: &HashMa
         part: None,
         weights: 0,
     };
-    let Some((module, part)) = prefixes.split(&tensor.name) else { return line };
+    let Some((module, part)) = prefixes.split(&tensor.name) else {
+        return line;
+    };
     let fused = matches!(part, Part::FusedGateUp | Part::FusedDown);
-    let first = if fused { format!("{module}.0.down_proj") } else { module.to_owned() };
-    let Some(place) = places.get(first.as_str()) else { return line };
+    let first = if fused {
+        format!("{module}.0.down_proj")
+    } else {
+        module.to_owned()
+    };
+    let Some(place) = places.get(first.as_str()) else {
+        return line;
+    };
     line.role = Some(place.role.component());
     line.layer = place.layer;
     line.expert = place.expert.filter(|_| !fused);
