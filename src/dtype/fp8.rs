@@ -100,7 +100,8 @@ mod tests {
     fn encode_breaks_ties_to_even_and_rounds_beside_them() {
         for code in 0..0x7e_u8 {
             let middle = (decode(code) + decode(code + 1)) / 2.0;
-            for x in [middle, middle.next_up(), middle.next_down(), -middle, (-middle).next_up(), (-middle).next_down()] {
+            for x in [middle, middle.next_up(), middle.next_down(), -middle, (-middle).next_up(), (-middle).next_down()]
+            {
                 assert_eq!(encode(x), nearest(x), "{x:e}");
             }
         }

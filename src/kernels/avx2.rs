@@ -173,7 +173,7 @@ impl Simd for Avx2 {
         op!((_mm256_castps_si256(x.0), _mm256_castps_si256(x.1)))
     }
     #[inline(always)]
-    fn from_bits(self, x: Self::I) -> Self::F {
+    fn floats(self, x: Self::I) -> Self::F {
         op!((_mm256_castsi256_ps(x.0), _mm256_castsi256_ps(x.1)))
     }
     #[inline(always)]

@@ -137,7 +137,7 @@ impl Simd for Avx512 {
         op!(_mm512_castps_si512(x))
     }
     #[inline(always)]
-    fn from_bits(self, x: Self::I) -> Self::F {
+    fn floats(self, x: Self::I) -> Self::F {
         op!(_mm512_castsi512_ps(x))
     }
     #[inline(always)]
@@ -193,10 +193,8 @@ impl Simd for Avx512 {
             // Quarter `h` of `a[4 m + c]` is rows 4m..4m+4 of column 4h + c: transpose the quarters, four by four.
             let mut out = a;
             for c in 0..4 {
-                let (lo0, hi0) = (
-                    _mm512_shuffle_i32x4::<0x44>(a[c], a[4 + c]),
-                    _mm512_shuffle_i32x4::<0xee>(a[c], a[4 + c]),
-                );
+                let (lo0, hi0) =
+                    (_mm512_shuffle_i32x4::<0x44>(a[c], a[4 + c]), _mm512_shuffle_i32x4::<0xee>(a[c], a[4 + c]));
                 let (lo1, hi1) = (
                     _mm512_shuffle_i32x4::<0x44>(a[8 + c], a[12 + c]),
                     _mm512_shuffle_i32x4::<0xee>(a[8 + c], a[12 + c]),

@@ -7,7 +7,9 @@
 //! It must not know tensors, files, names or configurations. `unsafe` lives in the files named after an instruction set.
 
 mod convert;
+pub mod gemm;
 mod portable;
+pub mod rows;
 mod simd;
 mod transpose;
 

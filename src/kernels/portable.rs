@@ -115,7 +115,7 @@ impl Simd for Portable {
         each!(i => x[i].to_bits())
     }
     #[inline(always)]
-    fn from_bits(self, x: Self::I) -> Self::F {
+    fn floats(self, x: Self::I) -> Self::F {
         each!(i => f32::from_bits(x[i]))
     }
     #[inline(always)]

@@ -3,6 +3,8 @@
 //! Each operation is defined exactly (IEEE single precision, round to nearest even; integers wrap), and [`super::portable`]
 //! is its specification. An instruction set implements the same operations with its own registers.
 
+use crate::dtype::Dtype;
+
 /// Lanes in a vector, whatever the width of the registers.
 pub const LANES: usize = 16;
 
@@ -38,6 +40,25 @@ pub enum Float {
 }
 
 impl Float {
+    /// The float with this dtype; `None` for all that is no float of 16 or 32 bits.
+    pub fn of(dtype: Dtype) -> Option<Self> {
+        match dtype {
+            Dtype::BF16 => Some(Self::BF16),
+            Dtype::F16 => Some(Self::F16),
+            Dtype::F32 => Some(Self::F32),
+            _ => None,
+        }
+    }
+
+    /// Its dtype.
+    pub fn dtype(self) -> Dtype {
+        match self {
+            Self::BF16 => Dtype::BF16,
+            Self::F16 => Dtype::F16,
+            Self::F32 => Dtype::F32,
+        }
+    }
+
     /// Bytes of one value.
     pub const fn bytes(self) -> usize {
         match self {
@@ -127,7 +148,7 @@ pub trait Simd: Copy {
     /// The encodings of sixteen floats.
     fn bits(self, x: Self::F) -> Self::I;
     /// The floats of sixteen encodings.
-    fn from_bits(self, x: Self::I) -> Self::F;
+    fn floats(self, x: Self::I) -> Self::F;
     /// `a + b`, wrapping.
     fn iadd(self, a: Self::I, b: Self::I) -> Self::I;
     /// `a - b`, wrapping.
@@ -150,7 +171,7 @@ pub trait Simd: Copy {
     /// `|x|`
     #[inline(always)]
     fn abs(self, x: Self::F) -> Self::F {
-        self.from_bits(self.iand(self.bits(x), self.isplat(0x7fff_ffff)))
+        self.floats(self.iand(self.bits(x), self.isplat(0x7fff_ffff)))
     }
 
     /// `x` rounded to BF16 (to nearest, ties to even); `x` is not NaN.
@@ -159,6 +180,6 @@ pub trait Simd: Copy {
         let bits = self.bits(x);
         let odd = self.iand(self.shr(bits, 16), self.isplat(1));
         let sum = self.iadd(bits, self.iadd(odd, self.isplat(0x7fff)));
-        self.from_bits(self.iand(sum, self.isplat(0xffff_0000)))
+        self.floats(self.iand(sum, self.isplat(0xffff_0000)))
     }
 }

@@ -4,7 +4,6 @@ use std::ops::Range;
 
 use super::view::{Coding, Llama4, TensorId, Weight};
 use crate::checkpoint::Edges;
-use crate::dtype::Dtype;
 use crate::kernels::Float;
 use crate::quant::scheme::Scheme;
 use crate::quant::{Target, fp8, int4};
@@ -98,11 +97,6 @@ impl Llama4 {
 
     /// The float format of a tensor of scales.
     fn float(&self, id: TensorId) -> Float {
-        match self.checkpoint.tensors()[id].dtype {
-            Dtype::BF16 => Float::BF16,
-            Dtype::F16 => Float::F16,
-            Dtype::F32 => Float::F32,
-            other => unreachable!("the view accepts no scales in {other}"),
-        }
+        Float::of(self.checkpoint.tensors()[id].dtype).expect("the view accepts scales in floats only")
     }
 }

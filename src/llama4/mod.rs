@@ -7,8 +7,10 @@ mod decode;
 mod expected;
 pub mod names;
 mod stored;
+pub mod tokenizer;
 mod view;
 
 pub use expected::{Expected, expected};
 pub use names::Role;
+pub use stored::Expectation;
 pub use view::{Coding, Llama4, Plane, Problem, ProblemKind, TensorId, Weight};

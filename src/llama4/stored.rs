@@ -1,143 +1,75 @@
-//! Whether the stored numbers of a weight can be what they claim: finite, non-zero scales, the right logical shape,
-//! finite values. This is where weights' bytes are read to be judged, not used.
+//! Whether stored numbers can be what they claim: finite values, scales that are not zero, recorded shapes that are right.
+//!
+//! Judges bytes of tensors, a stripe at a time, so that whoever reads a file anyway can judge it in passing.
 
-use std::ops::Range;
-
-use super::view::{Coding, Llama4, TensorId, Weight};
-use crate::checkpoint::Edges;
+use super::names::{Part, Prefixes};
+use super::view::{Coding, Llama4, TensorId};
 use crate::dtype::Dtype;
 use crate::kernels::{self, Float};
 
-/// Bytes that are looked at before their pages are given back.
-const STRIPE_BYTES: u64 = 4 << 20;
-
-/// Codes of E4M3 that are not numbers, without the sign bit.
-const FP8_NAN: u8 = 0x7f;
+/// What must hold for every element of a tensor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Expectation {
+    /// Nothing that a look at the numbers could show.
+    Any,
+    /// Floats that are neither NaN nor infinite.
+    Finite(Float),
+    /// Scales: finite and not zero.
+    Scale(Float),
+    /// E4M3 codes other than NaN.
+    Fp8,
+    /// The logical shape of packed codes, as I64 or I32 numbers of this many bytes.
+    Shape([u64; 2], usize),
+}
 
 impl Llama4 {
-    /// Checks what makes a quantized weight usable: scales finite and not zero, and the recorded shape right.
-    ///
-    /// # Errors
-    /// Says what is wrong, naming the tensor and the value.
-    pub fn check_scales(&self, weight: &Weight) -> Result<(), String> {
-        match weight.coding {
-            Coding::Plain(_) => Ok(()),
-            Coding::Int4 { scale, shape, .. } => {
-                self.check_shape(weight, shape)?;
-                self.check_scale(scale)
-            }
-            Coding::Fp8 { scale, input_scale, .. } => {
-                self.check_scale(scale)?;
-                input_scale.map_or(Ok(()), |id| self.check_scale(id))
-            }
-        }
-    }
-
-    /// Checks every number of a weight: [`Llama4::check_scales`], and that no value is NaN or infinite.
-    ///
-    /// # Errors
-    /// Says what is wrong, naming the tensor and the value.
-    pub fn check_values(&self, weight: &Weight) -> Result<(), String> {
-        self.check_scales(weight)?;
-        match weight.coding {
-            Coding::Plain(plane) => {
-                let size = plane.float.bytes() as u64;
+    /// What must hold for the elements of a tensor. Tensors that are no part of the model need hold nothing.
+    pub fn expectation(&self, id: TensorId) -> Expectation {
+        let info = &self.checkpoint.tensors()[id];
+        let Some(weight) = self.owner[id].map(|index| &self.weights[index]) else { return Expectation::Any };
+        let part = Prefixes::of(self.config.model).split(&info.name).map(|(_, part)| part);
+        match (weight.coding, part, Float::of(info.dtype)) {
+            (Coding::Plain(_), _, Some(float)) => Expectation::Finite(float),
+            (_, Some(Part::Scale | Part::InputScale), Some(float)) => Expectation::Scale(float),
+            (Coding::Fp8 { .. }, Some(Part::Weight), _) => Expectation::Fp8,
+            (_, Some(Part::Shape), _) => {
                 let (out, input) = weight.matrix();
-                let (rows, columns) =
-                    if plane.layout == crate::quant::Layout::OutIn { (out, input) } else { (input, out) };
-                let row = plane.stride as u64 * size;
-                let step = (STRIPE_BYTES / row).max(1);
-                for first in (0..rows as u64).step_by(step as usize) {
-                    let end = (first + step).min(rows as u64);
-                    let range = plane.offset + first * row..plane.offset + (end - 1) * row + columns as u64 * size;
-                    self.check_finite(plane.tensor, range, plane.float, (row, columns as u64 * size))?;
-                }
-                Ok(())
+                Expectation::Shape([out as u64, input as u64], if info.dtype == Dtype::I64 { 8 } else { 4 })
             }
-            Coding::Fp8 { weight: codes, .. } => self.check_fp8(codes),
-            Coding::Int4 { .. } => Ok(()),
-        }
-    }
-
-    /// Looks at `columns` bytes of every `row` bytes of a range, and gives its pages back.
-    fn check_finite(
-        &self,
-        id: TensorId,
-        range: Range<u64>,
-        float: Float,
-        (row, columns): (u64, u64),
-    ) -> Result<(), String> {
-        let bytes = self.checkpoint.range(id, range.clone());
-        let found = bytes.chunks(row as usize).enumerate().find_map(|(index, line)| {
-            let line = &line[..line.len().min(columns as usize)];
-            Some((index, kernels::first_nonfinite(line, float)?))
-        });
-        if let Some((line, column)) = found {
-            let at = line * row as usize + column * float.bytes();
-            let value = float.read(&bytes[at..]);
-            let element = (range.start + at as u64) / float.bytes() as u64;
-            return Err(format!("`{}` holds {value} at element {element}", self.checkpoint.tensors()[id].name));
-        }
-        self.checkpoint.release(id, range, Edges::Drop);
-        Ok(())
-    }
-
-    fn check_fp8(&self, id: TensorId) -> Result<(), String> {
-        let info = &self.checkpoint.tensors()[id];
-        for start in (0..info.bytes).step_by(STRIPE_BYTES as usize) {
-            let range = start..(start + STRIPE_BYTES).min(info.bytes);
-            let bytes = self.checkpoint.range(id, range.clone());
-            if let Some(index) = bytes.iter().position(|&code| code & 0x7f == FP8_NAN) {
-                return Err(format!("`{}` holds NaN at element {}", info.name, start + index as u64));
-            }
-            self.checkpoint.release(id, range, Edges::Drop);
-        }
-        Ok(())
-    }
-
-    fn check_scale(&self, id: TensorId) -> Result<(), String> {
-        let info = &self.checkpoint.tensors()[id];
-        let Some(float) = float_of(info.dtype) else { return Err(format!("`{}` is {}", info.name, info.dtype)) };
-        let step = STRIPE_BYTES;
-        for start in (0..info.bytes).step_by(step as usize) {
-            let range = start..(start + step).min(info.bytes);
-            let bytes = self.checkpoint.range(id, range.clone());
-            let bad = bytes.chunks_exact(float.bytes()).position(|scale| {
-                let scale = float.read(scale);
-                !scale.is_finite() || scale == 0.0
-            });
-            if let Some(index) = bad {
-                let value = float.read(&bytes[index * float.bytes()..]);
-                let element = start / float.bytes() as u64 + index as u64;
-                return Err(format!("`{}` holds a scale of {value} at element {element}", info.name));
-            }
-            self.checkpoint.release(id, range, Edges::Drop);
-        }
-        Ok(())
-    }
-
-    fn check_shape(&self, weight: &Weight, id: TensorId) -> Result<(), String> {
-        let info = &self.checkpoint.tensors()[id];
-        let bytes = self.checkpoint.bytes(id);
-        let recorded: Vec<i64> = if info.dtype == Dtype::I64 {
-            bytes.as_chunks::<8>().0.iter().map(|&n| i64::from_le_bytes(n)).collect()
-        } else {
-            bytes.as_chunks::<4>().0.iter().map(|&n| i64::from(i32::from_le_bytes(n))).collect()
-        };
-        let (out, input) = weight.matrix();
-        if recorded == [out as i64, input as i64] {
-            Ok(())
-        } else {
-            Err(format!("`{}` holds {recorded:?}, the matrix is [{out}, {input}]", info.name))
+            _ => Expectation::Any,
         }
     }
 }
 
-fn float_of(dtype: Dtype) -> Option<Float> {
-    match dtype {
-        Dtype::BF16 => Some(Float::BF16),
-        Dtype::F16 => Some(Float::F16),
-        Dtype::F32 => Some(Float::F32),
-        _ => None,
+impl Expectation {
+    /// The first element of `bytes`, whole elements, that breaks the expectation: its index and what is wrong.
+    pub fn broken(self, bytes: &[u8]) -> Option<(usize, String)> {
+        match self {
+            Self::Any => None,
+            Self::Finite(float) => {
+                let index = kernels::first_nonfinite(bytes, float)?;
+                Some((index, format!("the value {}", float.read(&bytes[index * float.bytes()..]))))
+            }
+            Self::Scale(float) => {
+                let values = || bytes.chunks_exact(float.bytes()).map(|bytes| float.read(bytes));
+                let index = values().position(|scale| !scale.is_finite() || scale == 0.0)?;
+                Some((index, format!("a scale of {}", values().nth(index)?)))
+            }
+            Self::Fp8 => {
+                // S.1111.111 is the only NaN that E4M3 has, for either sign.
+                let index = bytes.iter().position(|code| code & 0x7f == 0x7f)?;
+                Some((index, "the value NaN".into()))
+            }
+            Self::Shape(shape, size) => {
+                let number = |bytes: &[u8]| bytes.iter().rev().fold(0_u64, |n, &byte| n << 8 | u64::from(byte));
+                let recorded: Vec<u64> = bytes.chunks_exact(size).map(number).collect();
+                (recorded != shape).then(|| (0, format!("the shape {recorded:?}, but the matrix is {shape:?}")))
+            }
+        }
+    }
+
+    /// Whether it is about what quantization adds: scales and shapes.
+    pub fn is_of_quantization(self) -> bool {
+        matches!(self, Self::Scale(_) | Self::Shape(..))
     }
 }

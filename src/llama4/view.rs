@@ -419,12 +419,8 @@ fn matrix_shape(wanted: &Expected) -> Result<(usize, usize), Problem> {
 }
 
 fn plain_float(wanted: &Expected, tensor: &TensorInfo) -> Result<Float, Problem> {
-    match tensor.dtype {
-        Dtype::BF16 => Ok(Float::BF16),
-        Dtype::F16 => Ok(Float::F16),
-        Dtype::F32 => Ok(Float::F32),
-        other => Err(mismatch(wanted, format!("is {other}, which is neither a float nor a known quantized format"))),
-    }
+    let what = || format!("is {}, which is neither a float nor a known quantized format", tensor.dtype);
+    Float::of(tensor.dtype).ok_or_else(|| mismatch(wanted, what()))
 }
 
 fn mismatch(wanted: &Expected, message: String) -> Problem {

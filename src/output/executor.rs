@@ -4,7 +4,8 @@
 //! and hash on. A worker holds one task at a time, so resident memory is bounded by the number of workers times the largest
 //! task; how many there are is all that the memory bound decides. A stop is obeyed between tasks.
 
-use std::fs::{File, OpenOptions};
+use std::collections::HashSet;
+use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::OnceLock;
@@ -58,6 +59,7 @@ pub fn fill(
     control: &Control<'_>,
 ) -> Result<Filled> {
     let folder = partial.model();
+    remove_strangers(&folder, plan)?;
     let targets = plan.files.iter().map(|file| Target::create(&folder, file)).collect::<Result<Vec<_>>>()?;
     let run = Run {
         plan,
@@ -78,6 +80,31 @@ pub fn fill(
     })?;
     control.progress.finish();
     run.close(kept)
+}
+
+/// The error sums of every task, if all of them are among `finished`.
+pub fn totals(plan: &Plan, finished: &[Finished]) -> Option<Vec<Vec<Errors>>> {
+    let mut totals = vec![None; plan.tasks.len()];
+    for done in finished {
+        *totals.get_mut(done.task)? = Some(done.totals.clone());
+    }
+    totals.into_iter().collect()
+}
+
+/// Removes what the plan does not write: side files of an interrupted run, or an output that `force` had exchanged when the
+/// process was killed.
+fn remove_strangers(folder: &Path, plan: &Plan) -> Result<()> {
+    let context = || format!("clearing `{}`", folder.display());
+    let planned: HashSet<&str> = plan.files.iter().map(|file| file.name.as_str()).collect();
+    for entry in fs::read_dir(folder).with_context(context)? {
+        let entry = entry.with_context(context)?;
+        if entry.file_name().to_str().is_some_and(|name| planned.contains(name)) {
+            continue;
+        }
+        let is_folder = entry.file_type().with_context(context)?.is_dir();
+        if is_folder { fs::remove_dir_all(entry.path()) } else { fs::remove_file(entry.path()) }.with_context(context)?;
+    }
+    Ok(())
 }
 
 struct Run<'a> {

@@ -6,7 +6,8 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 
-use crate::llama4::Llama4;
+use crate::checkpoint::Edges;
+use crate::llama4::{Expectation, Llama4};
 use crate::parallel;
 use crate::progress::{Control, Unit};
 use crate::quant::scheme::Scheme;
@@ -31,13 +32,18 @@ pub fn check(folder: &Path, promised: &[(&str, Option<Scheme>)], control: &Contr
             bail!("`{name}` was promised as {was}; what was written is `{}`, {is}", weight.name);
         }
     }
-    let quantized: Vec<_> = model.weights.iter().filter(|weight| weight.coding.scheme().is_some()).collect();
-    control.progress.start("checking scales", quantized.len() as u64, 0, Unit::Tensors);
-    parallel::for_each(quantized.len(), control.threads, control, || (), |(), index| {
-        let weight = quantized[index];
-        if let Err(problem) = model.check_scales(weight) {
-            bail!("what was written is wrong: `{}`: {problem}", weight.name);
+    let added: Vec<(usize, Expectation)> = (0..model.checkpoint.tensors().len())
+        .map(|id| (id, model.expectation(id)))
+        .filter(|(_, expectation)| expectation.is_of_quantization())
+        .collect();
+    control.progress.start("checking scales", added.len() as u64, 0, Unit::Tensors);
+    parallel::for_each(added.len(), control.threads, control, || (), |(), index| {
+        let (id, expectation) = added[index];
+        if let Some((element, what)) = expectation.broken(model.checkpoint.bytes(id)) {
+            let name = &model.checkpoint.tensors()[id].name;
+            bail!("what was written is wrong: `{name}` holds {what} at element {element}");
         }
+        model.checkpoint.release(id, 0..model.checkpoint.tensors()[id].bytes, Edges::Drop);
         control.progress.advance(1);
         Ok(())
     })?;

@@ -18,4 +18,5 @@ pub mod plan;
 pub mod preflight;
 mod quantizing;
 pub mod quantization_config;
+pub mod tensor_file;
 pub mod work;

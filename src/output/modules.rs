@@ -208,7 +208,7 @@ fn plan_unfused(builder: &mut PlanBuilder, model: &Llama4, index: usize, plane: 
     let weight = &model.weights[index];
     let (out, input) = weight.matrix();
     let name = format!("{}.weight", Prefixes::of(model.config.model).physical(&weight.name));
-    let tensor = builder.tensor(name, dtype(plane.float), vec![out as u64, input as u64])?;
+    let tensor = builder.tensor(name, plane.float.dtype(), vec![out as u64, input as u64])?;
     let row_bytes = input as u64 * plane.float.bytes() as u64;
     let fitting = usize::try_from(TASK_OUTPUT_BYTES_MAX / row_bytes.max(1)).unwrap_or(usize::MAX);
     let step = (fitting / TASK_OUTS * TASK_OUTS).clamp(TASK_OUTS, out.next_multiple_of(TASK_OUTS));
@@ -221,12 +221,4 @@ fn plan_unfused(builder: &mut PlanBuilder, model: &Llama4, index: usize, plane: 
         builder.task(Task { work, writes, source_bytes, memory: bytes + working });
     }
     Ok(())
-}
-
-fn dtype(float: Float) -> Dtype {
-    match float {
-        Float::BF16 => Dtype::BF16,
-        Float::F16 => Dtype::F16,
-        Float::F32 => Dtype::F32,
-    }
 }

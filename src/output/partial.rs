@@ -66,12 +66,38 @@ pub fn check_destination(out: &Path, source: &Path, existing: Existing) -> Resul
     Ok(())
 }
 
+/// What an earlier run of the same command finished, if it published `out` and was killed before it could clean up.
+/// Cleans up after it.
+///
+/// # Errors
+/// Another process holds the leftovers, or the disk refuses.
+pub fn take_published(out: &Path, identity: &Identity) -> Result<Option<Vec<Finished>>> {
+    let folder = partial_path(out)?;
+    let journal = folder.join("journal");
+    if !(out.exists() && journal.exists()) || folder.join("model").exists() {
+        return Ok(None);
+    }
+    // Leftovers of another command say nothing about this one; that `out` exists is then for the caller to find.
+    let finished = Journal::open(&journal, identity).ok().map(|(_, finished)| finished);
+    fs::remove_dir_all(&folder).with_context(|| format!("removing `{}`", folder.display()))?;
+    Ok(finished)
+}
+
 /// The real path of something that may not exist yet.
 fn resolve(path: &Path) -> Result<PathBuf> {
     let absolute = std::path::absolute(path).with_context(|| format!("looking up `{}`", path.display()))?;
     let existing = nearest_existing(&absolute);
     let real = existing.canonicalize().with_context(|| format!("looking up `{}`", existing.display()))?;
     Ok(real.join(absolute.strip_prefix(existing).expect("an ancestor of it")))
+}
+
+/// Bytes on the disk that partial work for `out` holds.
+pub fn reserved_bytes(out: &Path) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    const BLOCK: u64 = 512;
+    let Ok(folder) = partial_path(out) else { return 0 };
+    let Ok(entries) = fs::read_dir(folder.join("model")) else { return 0 };
+    entries.flatten().filter_map(|entry| Some(entry.metadata().ok()?.blocks() * BLOCK)).sum()
 }
 
 /// `path` itself or the nearest folder above it that exists.

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
-use super::partial::nearest_existing;
+use super::partial::{self, nearest_existing};
 use super::plan::Plan;
 use crate::error::hint;
 use crate::progress::Control;
@@ -51,13 +51,13 @@ pub fn disk_free(out: &Path) -> Result<u64> {
     Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
-/// Refuses a disk that has no room for `bytes` more.
+/// Refuses a disk that has no room for an output of `bytes`; what an interrupted run reserved already counts as there.
 ///
 /// # Errors
 /// Says how much is needed and how much there is.
 pub fn check_disk(out: &Path, bytes: u64) -> Result<()> {
     let free = disk_free(out)?;
-    let needed = bytes.saturating_add(DISK_MARGIN_BYTES);
+    let needed = bytes.saturating_sub(partial::reserved_bytes(out)).saturating_add(DISK_MARGIN_BYTES);
     if free >= needed {
         return Ok(());
     }

@@ -3,16 +3,8 @@
 //! It must not know what is done with the values.
 
 use super::NonFinite;
+pub use crate::kernels::gemm::Layout;
 use crate::kernels::{Float, LANES, Lanes, Simd};
-
-/// Which index of a stored matrix runs slower.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Layout {
-    /// A stored row is one output: a linear layer's `[out, in]`.
-    OutIn,
-    /// A stored row is one input: a slice of a fused expert tensor `[expert, in, out]`.
-    InOut,
-}
 
 /// A view of a matrix of `outs` x `ins` values, at any alignment.
 #[derive(Clone, Copy, Debug)]
@@ -113,7 +105,9 @@ impl<'a> Block<'a> {
         rows: usize,
         tiles: &mut [Lanes],
     ) {
-        debug_assert!(rows % LANES == 0 && ins <= rows && tiles.len() % rows == 0 && first_in + ins <= self.ins);
+        debug_assert!(
+            rows.is_multiple_of(LANES) && ins <= rows && tiles.len().is_multiple_of(rows) && first_in + ins <= self.ins
+        );
         match (self.layout, self.float) {
             (Layout::InOut, Float::BF16) => self.load_in_out::<S, 0>(s, first_out, (first_in, ins), rows, tiles),
             (Layout::InOut, Float::F16) => self.load_in_out::<S, 1>(s, first_out, (first_in, ins), rows, tiles),
@@ -141,6 +135,12 @@ impl<'a> Block<'a> {
         for k in 0..ins {
             let from = ((first_in + k) * self.stride + first_out) * size;
             let row = &self.bytes[from..from + outs * size];
+            // The panel beside this one is next; strided reads are more than the machine foresees by itself.
+            for line in (from + row.len()..from + 2 * row.len()).step_by(64) {
+                if let Some(byte) = self.bytes.get(line) {
+                    s.prefetch(byte);
+                }
+            }
             for t in 0..whole {
                 let x = load::<S, FLOAT>(s, &row[t * LANES * size..][..LANES * size]);
                 s.store(x, &mut tiles[t * rows + k].0);
@@ -180,7 +180,7 @@ impl<'a> Block<'a> {
                 }
                 let square = s.transpose(square);
                 for i in 0..LANES {
-                    s.store(s.from_bits(square[i]), &mut tile[k + i].0);
+                    s.store(s.floats(square[i]), &mut tile[k + i].0);
                 }
             }
         }

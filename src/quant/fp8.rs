@@ -4,6 +4,11 @@
 //! `s = amax / 448`; a scale that rounds to 0 becomes 2^-7 (BF16's epsilon: the scale's own format counts, not the
 //! codes'); code `= e4m3(clamp(w / s, -448, 448))`, ties to even. A scale that was rounded down thus saturates. The
 //! weight then *is* `code * s` rounded to BF16, and errors are measured against that.
+//!
+//! There is no search for better scales: the format is nearly blind to them. The best of eight scales within a binade
+//! takes the squared error down to 0.967 of this (normal weights), 0.956 (Laplace) or 0.950 (Student t4) per channel of
+//! 5120, and to 0.982, 0.975 or 0.967 per block of 128 x 128; that is 1 to 3 % of a relative error of 0.026, for eight
+//! times the work. INT4's search gains 16 % for twice the work.
 
 mod dequantize;
 mod encode;
@@ -171,22 +176,24 @@ impl Kernel for Absmax<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) -> bool {
-        let (outs, ins) = (self.block.outs(), self.block.ins());
+        let ins = self.block.ins();
         let mask = s.isplat(0x7fff_ffff);
         let mut lanes = [0; LANES];
         match self.block.layout() {
             Layout::InOut => {
-                // A strip of outputs this wide keeps its maxima in the nearest cache while rows of inputs stream by.
-                for first in (0..outs).step_by(LANES) {
-                    let n = LANES.min(outs - first);
-                    let mut most = s.isplat(0);
-                    for row in 0..ins {
-                        most = s.imax(most, s.iand(s.bits(self.block.load_row(s, row, first, n)), mask));
-                    }
-                    s.istore(most, &mut lanes);
-                    for lane in 0..n {
-                        let amax = &mut self.amax[first + lane];
-                        *amax = f32::from_bits(amax.to_bits().max(lanes[lane]));
+                // Four rows at a time, so that the maxima are loaded and stored a quarter as often.
+                for row in (0..ins).step_by(4) {
+                    for (first, amax) in self.amax.chunks_mut(LANES).enumerate() {
+                        let n = amax.len();
+                        let mut sixteen = [0.0; LANES];
+                        sixteen[..n].copy_from_slice(amax);
+                        let mut most = s.bits(s.load(&sixteen));
+                        for row in row..ins.min(row + 4) {
+                            let weights = self.block.load_row(s, row, first * LANES, n);
+                            most = s.imax(most, s.iand(s.bits(weights), mask));
+                        }
+                        s.store(s.floats(most), &mut sixteen);
+                        amax.copy_from_slice(&sixteen[..n]);
                     }
                 }
             }
@@ -232,9 +239,10 @@ impl Kernel for Channels<'_> {
         }
         let tiles = 16.min(outs.div_ceil(LANES).max(1));
         let mut panel = vec![Lanes::ZERO; tiles * STEP];
-        for first_out in (0..outs).step_by(tiles * LANES) {
-            for first_in in (0..ins).step_by(STEP) {
-                let n = STEP.min(ins - first_in);
+        // Inputs outside, so that the next panel lies beside this one, in the same pages.
+        for first_in in (0..ins).step_by(STEP) {
+            let n = STEP.min(ins - first_in);
+            for first_out in (0..outs).step_by(tiles * LANES) {
                 self.block.load_tiles(s, first_out, (first_in, n), STEP, &mut panel);
                 for (t, tile) in panel.chunks_exact(STEP).enumerate() {
                     let out = first_out + t * LANES;

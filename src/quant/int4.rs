@@ -11,7 +11,7 @@ mod group;
 
 use half::bf16;
 
-use super::{Block, ErrorRows, Method, NonFinite};
+use super::{Block, ErrorRows, Layout, Method, NonFinite};
 use crate::dtype::int4;
 use crate::kernels::{Kernel, LANES, Lanes, Simd, Words, dispatch};
 use group::{Coded, Job};
@@ -56,12 +56,7 @@ pub struct Int4Out<'a> {
 /// # Panics
 ///
 /// The group size does not divide the inputs, or a slice is too short.
-pub fn quantize(
-    block: &Block<'_>,
-    params: &Params,
-    out: Int4Out<'_>,
-    sums: ErrorRows<'_>,
-) -> Result<(), NonFinite> {
+pub fn quantize(block: &Block<'_>, params: &Params, out: Int4Out<'_>, sums: ErrorRows<'_>) -> Result<(), NonFinite> {
     let (outs, ins, group) = (block.outs(), block.ins(), params.group_size);
     assert!(group > 0 && ins % group == 0, "groups of {group} do not divide {ins} inputs");
     let fits = |len: usize, stride: usize, columns: usize| {
@@ -90,6 +85,9 @@ struct Stripe<'a, const ASYMMETRIC: bool, const SEARCH: bool> {
     sums: ErrorRows<'a>,
 }
 
+/// Vectors of a panel, about.
+const PANEL: usize = 1024;
+
 /// Inputs that are loaded together: whole groups and whole words, at least 128 where that can be.
 fn unit_inputs(group: usize) -> usize {
     let least = group * [1, 8, 4, 8, 2, 8, 4, 8][group % 8];
@@ -104,21 +102,26 @@ impl<const ASYMMETRIC: bool, const SEARCH: bool> Kernel for Stripe<'_, ASYMMETRI
         let (outs, ins) = (self.block.outs(), self.block.ins());
         let unit = unit_inputs(self.group).min(ins.max(1));
         let rows = unit.next_multiple_of(LANES);
-        // A panel is as many tiles side by side as stay in the nearest cache: rows of a fused tensor are read in runs of
-        // that many outputs, which is what makes reading them fast.
-        let tiles = (1024 / rows).clamp(1, 8).min(outs.div_ceil(LANES).max(1));
+        // A panel is as many tiles side by side as stay in the nearest caches: rows of a fused tensor are read in runs of
+        // that many outputs, which is what makes reading them fast. A stored output is read along its row instead.
+        let (in_out, most) = (self.block.layout() == Layout::InOut, outs.div_ceil(LANES).max(1));
+        let tiles = if in_out { (PANEL / rows).clamp(1, 8).min(most) } else { 1 };
         let mut panel = vec![Lanes::ZERO; tiles * rows];
-        let words = int4::words(unit);
-        let mut scratch = vec![Words::ZERO; 3 * words];
-        for first_out in (0..outs).step_by(tiles * LANES) {
-            for first_in in (0..ins).step_by(unit) {
-                let n = unit.min(ins - first_in);
-                self.block.load_tiles(s, first_out, (first_in, n), rows, &mut panel);
-                for (t, tile) in panel.chunks_exact(rows).enumerate() {
-                    let out = first_out + t * LANES;
-                    if out < outs {
-                        self.tile(s, (out, first_in, n), tile, &mut scratch)?;
-                    }
+        let mut scratch = vec![Words::ZERO; 3 * int4::words(unit)];
+        let across = outs.div_ceil(tiles * LANES);
+        for i in 0..across * ins.div_ceil(unit) {
+            // The next panel lies beside this one, in the same pages.
+            let (first_out, first_in) = if in_out {
+                (i % across * tiles * LANES, i / across * unit)
+            } else {
+                (i / ins.div_ceil(unit) * LANES, i % ins.div_ceil(unit) * unit)
+            };
+            let n = unit.min(ins - first_in);
+            self.block.load_tiles(s, first_out, (first_in, n), rows, &mut panel);
+            for (t, tile) in panel.chunks_exact(rows).enumerate() {
+                let out = first_out + t * LANES;
+                if out < outs {
+                    self.tile(s, (out, first_in, n), tile, &mut scratch)?;
                 }
             }
         }
@@ -187,15 +190,15 @@ impl<const ASYMMETRIC: bool, const SEARCH: bool> Stripe<'_, ASYMMETRIC, SEARCH> 
                 *vector = s.iload(&words.0);
             }
             let square = s.transpose(square);
-            for lane in 0..LANES {
+            for (lane, &row) in square.iter().enumerate() {
                 if lane < lanes {
                     let to = &mut self.out.packed[(out + lane) * stride + first + i * LANES..][..sixteen.len()];
                     if let Ok(to) = to.try_into() {
-                        s.istore(square[lane], to);
+                        s.istore(row, to);
                     } else {
-                        let mut row = [0; LANES];
-                        s.istore(square[lane], &mut row);
-                        to.copy_from_slice(&row[..sixteen.len()]);
+                        let mut part = [0; LANES];
+                        s.istore(row, &mut part);
+                        to.copy_from_slice(&part[..sixteen.len()]);
                     }
                 }
             }

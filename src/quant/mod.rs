@@ -11,6 +11,7 @@
 mod block;
 pub mod fp8;
 pub mod int4;
+mod quotient;
 pub mod recipe;
 pub mod scheme;
 mod sums;

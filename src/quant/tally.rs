@@ -23,8 +23,8 @@ impl<S: Simd> Unit<S> {
         // Subnormal scales count as the smallest normal power of two, so that the reciprocal is finite.
         let exponent = s.imax(s.iand(s.bits(scale), s.isplat(0x7f80_0000)), s.isplat(1 << 23));
         let mut size = [0.0; LANES];
-        s.store(s.from_bits(exponent), &mut size);
-        Self { size, up: s.from_bits(exponent), down: s.from_bits(s.isub(s.isplat(254 << 23), exponent)) }
+        s.store(s.floats(exponent), &mut size);
+        Self { size, up: s.floats(exponent), down: s.floats(s.isub(s.isplat(254 << 23), exponent)) }
     }
 }
 

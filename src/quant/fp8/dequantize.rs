@@ -88,7 +88,7 @@ fn decode<S: Simd>(s: S, code: S::I) -> S::F {
     let rest = s.iand(code, s.isplat(0x7f));
     // With the three mantissa bits in place, the exponent is too small by 120; as a float, that is a factor of 2^120,
     // which also makes subnormals right.
-    let magnitude = s.mul(s.from_bits(s.shl(rest, 20)), s.splat(f32::from_bits((127 + 120) << 23)));
+    let magnitude = s.mul(s.floats(s.shl(rest, 20)), s.splat(f32::from_bits((127 + 120) << 23)));
     let magnitude = s.select_lt(s.splat(448.0), magnitude, s.splat(f32::NAN), magnitude);
-    s.from_bits(s.ior(s.bits(magnitude), sign))
+    s.floats(s.ior(s.bits(magnitude), sign))
 }

@@ -2,6 +2,7 @@
 
 use super::Codes;
 use crate::kernels::{LANES, Lanes, Simd};
+use crate::quant::quotient::Divisor;
 use crate::quant::tally::{CHUNK, Sums, Tally, Unit};
 use crate::quant::{Block, ErrorRows};
 
@@ -11,34 +12,39 @@ pub(super) struct Writer<'a> {
     pub(super) sums: ErrorRows<'a>,
 }
 
-/// The codes of sixteen values that are not NaN, and what they decode to.
+/// The codes of sixteen values that are not NaN, given their magnitudes and sign bits, and what they decode to.
 #[inline(always)]
-fn encode<S: Simd>(s: S, t: S::F) -> (S::I, S::F) {
-    let t = s.min(s.max(t, s.splat(-448.0)), s.splat(448.0));
-    let bits = s.bits(t);
-    let sign = s.iand(bits, s.isplat(0x8000_0000));
-    let magnitude = s.iand(bits, s.isplat(0x7fff_ffff));
+fn encode<S: Simd>(s: S, magnitude: S::F, sign: S::I) -> (S::I, S::F) {
+    let magnitude = s.bits(s.min(magnitude, s.splat(448.0)));
     // Normal: keep three of 23 mantissa bits; a carry rightly raises the exponent. Then change the bias from 127 to 7.
     let odd = s.iand(s.shr(magnitude, 20), s.isplat(1));
     let rounded = s.iadd(magnitude, s.iadd(odd, s.isplat(0x7_ffff)));
     let normal = s.isub(s.shr(rounded, 20), s.isplat(120 << 3));
     let normal_value = s.iand(rounded, s.isplat(0xfff0_0000));
     // Below 2^-6 the step is constant, 2^-9, which is the unit in the last place of 2^14.
-    let magnitude = s.from_bits(magnitude);
+    let magnitude = s.floats(magnitude);
     let shifter = s.splat(16384.0);
     let shifted = s.add(magnitude, shifter);
     let steps = s.isub(s.bits(shifted), s.bits(shifter));
     let least = s.splat(0.015625);
-    let code = s.bits(s.select_lt(magnitude, least, s.from_bits(steps), s.from_bits(normal)));
-    let value = s.select_lt(magnitude, least, s.sub(shifted, shifter), s.from_bits(normal_value));
-    (s.ior(code, s.shr(sign, 24)), s.from_bits(s.ior(s.bits(value), sign)))
+    let code = s.bits(s.select_lt(magnitude, least, s.floats(steps), s.floats(normal)));
+    let value = s.select_lt(magnitude, least, s.sub(shifted, shifter), s.floats(normal_value));
+    (s.ior(code, s.shr(sign, 24)), s.floats(s.ior(s.bits(value), sign)))
 }
 
 /// Codes sixteen weights and adds up their errors.
 #[inline(always)]
-fn code<S: Simd>(s: S, weight: S::F, scale: S::F, unit: &Unit<S>, sums: &mut Sums<S>) -> S::I {
-    let (code, value) = encode(s, s.div(weight, scale));
-    sums.add(s, weight, s.round_bf16(s.mul(value, scale)), unit);
+fn code<S: Simd, const FAST: bool>(
+    s: S,
+    weight: S::F,
+    divisor: &Divisor<S>,
+    unit: &Unit<S>,
+    sums: &mut Sums<S>,
+) -> S::I {
+    // The sign is the weight's own, so that a negative zero keeps it.
+    let sign = s.iand(s.bits(weight), s.isplat(0x8000_0000));
+    let (code, value) = encode(s, divisor.quotient::<FAST>(s, s.abs(weight)), sign);
+    sums.add(s, weight, s.round_bf16(s.mul(value, divisor.scale)), unit);
     code
 }
 
@@ -63,6 +69,60 @@ pub(super) fn absmax<S: Simd>(s: S, panel: &[Lanes], rows: usize, wide: usize, h
     f32::from_bits(largest)
 }
 
+/// Codes up to 64 inputs of sixteen outputs: vector `i` holds those of output `i`, four in a word.
+#[inline(always)]
+fn square<S: Simd, const FAST: bool>(
+    s: S,
+    rows: &[Lanes],
+    divisor: &Divisor<S>,
+    unit: &Unit<S>,
+    sums: &mut Sums<S>,
+) -> [S::I; LANES] {
+    let mut words = [s.isplat(0); LANES];
+    if let Ok(rows) = <&[Lanes; 4 * LANES]>::try_from(rows) {
+        for w in 0..LANES {
+            for i in 0..4 {
+                let code = code::<S, FAST>(s, s.load(&rows[4 * w + i].0), divisor, unit, sums);
+                words[w] = s.ior(words[w], s.shl(code, 8 * i as u32));
+            }
+        }
+    } else {
+        for (k, row) in rows.iter().enumerate() {
+            let code = code::<S, FAST>(s, s.load(&row.0), divisor, unit, sums);
+            words[k / 4] = s.ior(words[k / 4], s.shl(code, 8 * (k % 4) as u32));
+        }
+    }
+    s.transpose(words)
+}
+
+/// Codes a stored row that is one output.
+#[inline(always)]
+fn row<S: Simd, const FAST: bool>(
+    s: S,
+    block: &Block<'_>,
+    out: usize,
+    (divisor, unit): (&Divisor<S>, &Unit<S>),
+    codes: &mut [u8],
+) -> Tally {
+    let mut sums = Sums::new(s);
+    let mut tally = Tally::ZERO;
+    for (i, part) in codes.chunks_mut(CHUNK * LANES).enumerate() {
+        for (j, to) in part.chunks_mut(LANES).enumerate() {
+            let weight = block.load_row(s, out, i * CHUNK * LANES + j * LANES, to.len());
+            let code = code::<S, FAST>(s, weight, divisor, unit, &mut sums);
+            if let Ok(to) = to.try_into() {
+                s.store_u8(code, to);
+            } else {
+                let mut sixteen = [0; LANES];
+                s.store_u8(code, &mut sixteen);
+                to.copy_from_slice(&sixteen[..to.len()]);
+            }
+        }
+        sums.fold(s, &mut tally);
+    }
+    tally
+}
+
 impl Writer<'_> {
     /// Codes a tile of at most 64 inputs and `lanes` outputs from (`out`, `first_in`) on; whether all became finite.
     #[inline(always)]
@@ -74,25 +134,21 @@ impl Writer<'_> {
         (out, lanes): (usize, usize),
         first_in: usize,
     ) -> bool {
-        let unit = Unit::of(s, scale);
+        let (unit, divisor) = (Unit::of(s, scale), Divisor::new(s, scale));
         let mut sums = Sums::new(s);
-        // Word `w` of an output holds the codes of inputs 4 w ..: sixteen of them are a line of its row.
-        let mut square = [s.isplat(0); LANES];
-        for (vector, four) in square.iter_mut().zip(rows.chunks(4)) {
-            for (i, row) in four.iter().enumerate() {
-                let code = code(s, s.load(&row.0), scale, &unit, &mut sums);
-                *vector = s.ior(*vector, s.shl(code, 8 * i as u32));
-            }
-        }
+        let square = if divisor.is_fast {
+            square::<S, true>(s, rows, &divisor, &unit, &mut sums)
+        } else {
+            square::<S, false>(s, rows, &divisor, &unit, &mut sums)
+        };
         let mut tally = Tally::ZERO;
         sums.fold(s, &mut tally);
         let tally = tally.scaled(&unit);
-        let square = s.transpose(square);
         let mut finite = true;
-        for lane in 0..LANES {
+        for (lane, &words) in square.iter().enumerate() {
             if lane < lanes {
                 let mut line = [0; LANES];
-                s.istore(square[lane], &mut line);
+                s.istore(words, &mut line);
                 let to = &mut self.codes.bytes[(out + lane) * self.codes.stride + first_in..][..rows.len()];
                 if to.len() == 4 * LANES {
                     for (to, word) in to.chunks_exact_mut(4).zip(line) {
@@ -112,26 +168,14 @@ impl Writer<'_> {
     /// Codes one output that is stored as a row; whether all became finite.
     #[inline(always)]
     pub(super) fn row<S: Simd>(&mut self, s: S, block: &Block<'_>, out: usize, scale: f32) -> bool {
-        let ins = block.ins();
-        let codes = &mut self.codes.bytes[out * self.codes.stride..][..ins];
         let scale = s.splat(scale);
-        let unit = Unit::of(s, scale);
-        let mut sums = Sums::new(s);
-        let mut tally = Tally::ZERO;
-        for (i, part) in codes.chunks_mut(CHUNK * LANES).enumerate() {
-            for (j, to) in part.chunks_mut(LANES).enumerate() {
-                let weight = block.load_row(s, out, i * CHUNK * LANES + j * LANES, to.len());
-                let code = code(s, weight, scale, &unit, &mut sums);
-                if let Ok(to) = to.try_into() {
-                    s.store_u8(code, to);
-                } else {
-                    let mut sixteen = [0; LANES];
-                    s.store_u8(code, &mut sixteen);
-                    to.copy_from_slice(&sixteen[..to.len()]);
-                }
-            }
-            sums.fold(s, &mut tally);
-        }
+        let (unit, divisor) = (Unit::of(s, scale), Divisor::new(s, scale));
+        let codes = &mut self.codes.bytes[out * self.codes.stride..][..block.ins()];
+        let tally = if divisor.is_fast {
+            row::<S, true>(s, block, out, (&divisor, &unit), codes)
+        } else {
+            row::<S, false>(s, block, out, (&divisor, &unit), codes)
+        };
         let tally = tally.scaled(&unit);
         let max = tally.max_abs.iter().fold(0.0, |a: f32, &b| a.max(b));
         self.note(out, tally.weight.iter().sum(), tally.error.iter().sum(), max)

@@ -88,7 +88,7 @@ fn words_of_group<S: Simd, T: Target>(s: S, codes: &[u8], (scale, zero, float): 
         let mut eight = [0; 8];
         eight[..code.len()].copy_from_slice(code);
         let pair = u64::from_le_bytes(eight);
-        let steps = s.sub(s.from_bits(s.ior(s.nibbles(pair as u32, (pair >> 32) as u32), bias)), offset);
+        let steps = s.sub(s.floats(s.ior(s.nibbles(pair as u32, (pair >> 32) as u32), bias)), offset);
         let mut value = s.mul(steps, factor);
         match float {
             Float::BF16 => value = s.round_bf16(value),

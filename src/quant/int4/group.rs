@@ -1,10 +1,25 @@
 //! One group of sixteen outputs: its scale, its codes, its error.
 //!
-//! The search fixes the codes that a few shrunken scales give, takes the codes that can fit the weights best, and the
-//! scale that fits them (least squares), rounds it to BF16 and codes the weights anew, exactly as round-to-nearest does
-//! with its scale. A result that is not clearly better than round-to-nearest's, measured in the same way, is dropped.
+//! The search takes the codes that a few shrunken scales give, keeps those that can fit the weights best, fits the scale
+//! to them (least squares), rounds it to BF16 and codes the weights anew, exactly as round-to-nearest does with its
+//! scale. A result that is not clearly better than round-to-nearest's, measured in the same way, is dropped.
+//!
+//! Squared error relative to round-to-nearest's, groups of 128, 6000 groups of each kind of random weights:
+//!
+//! | shrunken scales                 | normal | Laplace | Student t4 | 1 % outliers x 8 | normal, asymmetric |
+//! | ------------------------------- | -----: | ------: | ---------: | ---------------: | -----------------: |
+//! | none: round-to-nearest's, fitted | 0.971 |   0.954 |      0.937 |            0.904 |              0.972 |
+//! | 0.9                             |  0.863 |   0.858 |      0.855 |            0.849 |              0.910 |
+//! | 0.94 0.84                       |  0.845 |   0.840 |      0.839 |            0.840 |              0.904 |
+//! | **0.97 0.89 0.81**              |  0.839 |   0.836 |      0.835 |            0.838 |              0.900 |
+//! | 0.96 0.88 0.8 0.72              |  0.838 |   0.835 |      0.834 |            0.837 |              0.900 |
+//! | 1.0 0.95 ... 0.65 (eight)       |  0.833 |   0.832 |      0.832 |            0.836 |              0.894 |
+//! | 71 from 0.4 to 1.1, not fitted  |  0.828 |   0.830 |      0.830 |            0.835 |              0.888 |
+//!
+//! A second fit gains 0.003, other zero points 0.002 (0.01 with outliers): neither is worth its time.
 
 use crate::kernels::{LANES, Lanes, Simd, Words};
+use crate::quant::quotient::Divisor;
 use crate::quant::tally::{CHUNK, Sums, Tally, Unit};
 
 /// The scales that are tried, relative to round-to-nearest's.
@@ -126,11 +141,7 @@ fn rtn_grid<S: Simd, const ASYMMETRIC: bool>(s: S, rows: &[Lanes]) -> Option<Gri
         return None;
     }
     let zero = s.splat(0.0);
-    let exact = if ASYMMETRIC {
-        s.div(s.sub(high, low), s.splat(15.0))
-    } else {
-        s.div(s.from_bits(most), s.splat(7.5))
-    };
+    let exact = if ASYMMETRIC { s.div(s.sub(high, low), s.splat(15.0)) } else { s.div(s.floats(most), s.splat(7.5)) };
     let rounded = s.round_bf16(exact);
     s.istore(s.bits(rounded), &mut lanes);
     if lanes.iter().any(|&bits| bits >= 0x7f80_0000) {
@@ -155,58 +166,72 @@ fn encode<S: Simd, const ASYMMETRIC: bool>(
     unit: &Unit<S>,
     words: &mut [Words],
 ) -> Tally {
-    let mut tally = Tally::ZERO;
-    let nibble = s.isplat(15);
-    let mut sums = Sums::new(s);
-    let (mut k, mut folded) = (0, 0);
-    while k < job.rows.len() {
-        let at = job.place + k;
-        if at % 8 == 0 && k + 8 <= job.rows.len() {
-            let mut word = s.isplat(0);
-            for i in 0..8 {
-                let code = encode_row::<S, ASYMMETRIC>(s, &job.rows[k + i], grid, unit, &mut sums);
-                word = s.ior(word, s.shl(s.iand(code, nibble), 4 * i as u32));
-            }
-            s.istore(word, &mut words[at / 8].0);
-            k += 8;
-        } else {
-            let code = encode_row::<S, ASYMMETRIC>(s, &job.rows[k], grid, unit, &mut sums);
-            let word = s.shl(s.iand(code, nibble), 4 * (at % 8) as u32);
-            let word = s.ior(s.iload(&words[at / 8].0), word);
-            s.istore(word, &mut words[at / 8].0);
-            k += 1;
-        }
-        if k - folded >= CHUNK || k == job.rows.len() {
-            sums.fold(s, &mut tally);
-            folded = k;
-        }
+    let divisor = Divisor::new(s, grid.scale);
+    let coder = Coder { divisor, zero: grid.zero, unit };
+    if coder.divisor.is_fast {
+        coder.rows::<ASYMMETRIC, true>(s, job, words)
+    } else {
+        coder.rows::<ASYMMETRIC, false>(s, job, words)
     }
-    tally
 }
 
-/// Codes one input of sixteen outputs; the code plus 8 is in the low four bits.
-#[inline(always)]
-fn encode_row<S: Simd, const ASYMMETRIC: bool>(
-    s: S,
-    row: &Lanes,
-    grid: Grid<S>,
-    unit: &Unit<S>,
-    sums: &mut Sums<S>,
-) -> S::I {
-    let w = s.load(&row.0);
-    let mut t = s.div(w, grid.scale);
-    if ASYMMETRIC {
-        t = s.add(t, grid.zero);
+/// What sixteen outputs are coded with.
+struct Coder<'a, S: Simd> {
+    divisor: Divisor<S>,
+    zero: S::F,
+    unit: &'a Unit<S>,
+}
+
+impl<S: Simd> Coder<'_, S> {
+    #[inline(always)]
+    fn rows<const ASYMMETRIC: bool, const FAST: bool>(&self, s: S, job: &Job<'_>, words: &mut [Words]) -> Tally {
+        let mut tally = Tally::ZERO;
+        let nibble = s.isplat(15);
+        let mut sums = Sums::new(s);
+        let (mut k, mut folded) = (0, 0);
+        while k < job.rows.len() {
+            let at = job.place + k;
+            if let (0, Some(eight)) = (at % 8, job.rows[k..].first_chunk::<8>()) {
+                let mut word = s.isplat(0);
+                for (i, row) in eight.iter().enumerate() {
+                    let code = self.row::<ASYMMETRIC, FAST>(s, row, &mut sums);
+                    word = s.ior(word, s.shl(s.iand(code, nibble), 4 * i as u32));
+                }
+                s.istore(word, &mut words[at / 8].0);
+                k += 8;
+            } else {
+                let code = self.row::<ASYMMETRIC, FAST>(s, &job.rows[k], &mut sums);
+                let word = s.shl(s.iand(code, nibble), 4 * (at % 8) as u32);
+                let word = s.ior(s.iload(&words[at / 8].0), word);
+                s.istore(word, &mut words[at / 8].0);
+                k += 1;
+            }
+            if k - folded >= CHUNK || k == job.rows.len() {
+                sums.fold(s, &mut tally);
+                folded = k;
+            }
+        }
+        tally
     }
-    let clamped = s.min(s.max(t, s.splat(-8.0)), s.splat(7.0));
-    let code = s.add(clamped, s.splat(ROUNDER));
-    let mut steps = s.sub(code, s.splat(ROUNDER));
-    if ASYMMETRIC {
-        steps = s.sub(steps, grid.zero);
+
+    /// Codes one input of sixteen outputs; the code plus 8 is in the low four bits.
+    #[inline(always)]
+    fn row<const ASYMMETRIC: bool, const FAST: bool>(&self, s: S, row: &Lanes, sums: &mut Sums<S>) -> S::I {
+        let w = s.load(&row.0);
+        let mut t = self.divisor.quotient::<FAST>(s, w);
+        if ASYMMETRIC {
+            t = s.add(t, self.zero);
+        }
+        let clamped = s.min(s.max(t, s.splat(-8.0)), s.splat(7.0));
+        let code = s.add(clamped, s.splat(ROUNDER));
+        let mut steps = s.sub(code, s.splat(ROUNDER));
+        if ASYMMETRIC {
+            steps = s.sub(steps, self.zero);
+        }
+        let value = s.round_bf16(s.mul(steps, self.divisor.scale));
+        sums.add(s, w, value, self.unit);
+        s.bits(code)
     }
-    let value = s.round_bf16(s.mul(steps, grid.scale));
-    sums.add(s, w, value, unit);
-    s.bits(code)
 }
 
 /// The best scale that the search finds; the zero point stays.

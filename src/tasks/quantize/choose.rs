@@ -6,7 +6,7 @@ use anyhow::{Result, anyhow, bail};
 use regex::Regex;
 
 use crate::error::hint;
-use crate::llama4::{Llama4, Role, Weight};
+use crate::llama4::{Llama4, ProblemKind, Role, Weight};
 use crate::output::modules::Target;
 use crate::quant::Method;
 use crate::quant::recipe::{Action, Recipe, Rule};
@@ -64,7 +64,7 @@ impl Choice {
     /// divide a weight's inputs.
     pub fn make(model: &Llama4, selection: &Selection) -> Result<Self> {
         let recipe = rules(selection);
-        let mut warnings = Vec::new();
+        let mut warnings = Vec::from_iter(left_out(model));
         for rule in &recipe.rules {
             check_matches(model, rule, &mut warnings)?;
         }
@@ -109,6 +109,14 @@ impl Choice {
             })
             .collect()
     }
+}
+
+/// Tensors that belong to no weight of the model do not come along.
+fn left_out(model: &Llama4) -> Option<String> {
+    let strangers: Vec<_> =
+        model.problems.iter().filter(|problem| problem.kind == ProblemKind::Unexpected).collect();
+    let first = strangers.first()?;
+    Some(format!("{} tensors are no part of this model and are left out, such as `{}`", strangers.len(), first.name))
 }
 
 /// Everything as rules: the last that matches decides.

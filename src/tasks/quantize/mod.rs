@@ -65,6 +65,7 @@ struct Prepared {
 /// As [`run`], up to the point where it would write.
 pub fn dry_run(options: &Options, control: &Control<'_>) -> Result<DryRun> {
     let prepared = prepare(options)?;
+    partial::check_destination(&options.out, prepared.model.checkpoint.folder(), options.existing)?;
     DryRun::new(options, &prepared.model, &prepared.choice, &prepared.plan, control)
 }
 
@@ -77,6 +78,14 @@ pub fn run(options: &Options, control: &Control<'_>) -> Result<Report> {
     let began = Instant::now();
     let prepared = prepare(options)?;
     let Prepared { model, choice, plan, companions } = &prepared;
+    let identity = identity(options, model, choice);
+    if let Some(finished) = partial::take_published(&options.out, &identity)?
+        && let Some(totals) = executor::totals(plan, &finished)
+    {
+        let weights = report::weights(model, choice, plan, &totals);
+        return Ok(Report::new(options, &prepared, weights, true, began.elapsed()));
+    }
+    partial::check_destination(&options.out, model.checkpoint.folder(), options.existing)?;
     preflight::workers(plan, control)?;
     let side_bytes: u64 = companions.iter().map(|file| file.contents.len() as u64).sum();
     preflight::check_disk(&options.out, plan.bytes() + side_bytes)?;
@@ -84,7 +93,7 @@ pub fn run(options: &Options, control: &Control<'_>) -> Result<Report> {
     if options.hash_source {
         origin::hash_files(&mut origin, model.checkpoint.folder(), control)?;
     }
-    let (partial, finished) = Partial::open(&options.out, &identity(options, model, choice), options.existing)?;
+    let (partial, finished) = Partial::open(&options.out, &identity, options.existing)?;
     let filled = match executor::fill(plan, model, &partial, finished, control) {
         Ok(filled) => filled,
         Err(error) => {
@@ -95,7 +104,7 @@ pub fn run(options: &Options, control: &Control<'_>) -> Result<Report> {
         }
     };
     model.checkpoint.unchanged()?;
-    let weights = report::weights(model, choice, plan, &filled);
+    let weights = report::weights(model, choice, plan, &filled.totals);
     let manifest = manifest(options, &prepared, origin, &filled, &weights);
     for file in companions.iter().chain([&manifest]) {
         executor::write_companion(&partial, file)?;
@@ -110,7 +119,6 @@ pub fn run(options: &Options, control: &Control<'_>) -> Result<Report> {
 fn prepare(options: &Options) -> Result<Prepared> {
     let model = Llama4::open(&options.source)?;
     model.require_complete()?;
-    partial::check_destination(&options.out, model.checkpoint.folder(), options.existing)?;
     let choice = Choice::make(&model, &options.selection)?;
     if !options.requantize {
         refuse_requantizing(&model, &choice)?;

@@ -9,7 +9,6 @@ use serde::Serialize;
 
 use super::{Choice, Options, Prepared};
 use crate::llama4::{Llama4, Role};
-use crate::output::executor::Filled;
 use crate::output::manifest::WeightRecord;
 use crate::output::plan::Plan;
 use crate::output::preflight;
@@ -191,9 +190,9 @@ impl WeightReport {
 }
 
 /// Adds up what the tasks of each weight gave, in the order of the tasks.
-pub(super) fn weights(model: &Llama4, choice: &Choice, plan: &Plan, filled: &Filled) -> Vec<WeightReport> {
+pub(super) fn weights(model: &Llama4, choice: &Choice, plan: &Plan, totals: &[Vec<Errors>]) -> Vec<WeightReport> {
     let mut sums: BTreeMap<usize, Errors> = BTreeMap::new();
-    for (task, errors) in plan.tasks.iter().zip(&filled.totals) {
+    for (task, errors) in plan.tasks.iter().zip(totals) {
         let Work::Quantize(parts) = &task.work else { continue };
         for (part, errors) in parts.iter().zip(errors) {
             add(sums.entry(part.weight).or_default(), errors);

@@ -1,0 +1,176 @@
+//! One pass over every file of a checkpoint: structure, values, checksums.
+
+use std::fs::{self, File};
+use std::io::Read;
+use std::path::Path;
+use std::sync::Mutex;
+
+use anyhow::{Context, Result};
+use sha2::{Digest, Sha256};
+
+use super::report::{Finding, Report};
+use crate::checkpoint::Edges;
+use crate::error::Interrupted;
+use crate::llama4::tokenizer::TOKENIZER_NAME;
+use crate::llama4::{Llama4, ProblemKind};
+use crate::output::hash::hex;
+use crate::output::manifest::{FileRecord, MANIFEST_NAME, Manifest};
+use crate::output::origin::hash_file;
+use crate::parallel;
+use crate::progress::{Control, Unit};
+
+/// Bytes that are judged and hashed before their pages are given back.
+const STRIPE_BYTES: u64 = 4 << 20;
+
+/// Checks everything that can be checked without running the model.
+pub(super) fn check(model: &Llama4, control: &Control<'_>, report: &mut Report) -> Result<()> {
+    structure(model, report);
+    side_files(model, report);
+    let manifest = read_manifest(model.checkpoint.folder(), report)?;
+    let records: &[FileRecord] = manifest.as_ref().map_or(&[], |manifest| &manifest.files);
+    let files = model.checkpoint.files();
+    let total = files.iter().map(|file| file.bytes).sum();
+    control.progress.start("reading", total, 0, Unit::Bytes);
+    let findings = Mutex::new((Vec::new(), 0));
+    parallel::for_each(files.len(), control.threads, control, || (), |(), index| {
+        let wanted = records.iter().find(|record| record.name == files[index].name);
+        let (found, equal) = check_file(model, index, wanted, control)?;
+        let mut findings = findings.lock().expect("no thread panics holding it");
+        findings.0.extend(found);
+        findings.1 += usize::from(equal);
+        Ok(())
+    })?;
+    control.progress.finish();
+    model.checkpoint.unchanged()?;
+    let (mut found, mut equal) = findings.into_inner().expect("no thread panics holding it");
+    found.sort_by(|a, b| (a.kind, &a.name).cmp(&(b.kind, &b.name)));
+    report.problems.extend(found);
+    report.tensors = model.checkpoint.tensors().len();
+    report.bytes = total;
+    for record in records.iter().filter(|record| files.iter().all(|file| file.name != record.name)) {
+        equal += usize::from(check_beside(model.checkpoint.folder(), record, control, report)?);
+    }
+    report.checksums = manifest.map(|_| equal);
+    Ok(())
+}
+
+fn structure(model: &Llama4, report: &mut Report) {
+    for problem in &model.problems {
+        match problem.kind {
+            ProblemKind::Missing => report.problem("missing", &problem.name, &problem.message),
+            ProblemKind::Mismatch => report.problem("mismatch", &problem.name, &problem.message),
+            ProblemKind::Unexpected => report.notes.push(format!("`{}` {}", problem.name, problem.message)),
+        }
+    }
+}
+
+/// What engines need beside the weights.
+fn side_files(model: &Llama4, report: &mut Report) {
+    let folder = model.checkpoint.folder();
+    let missing = |names: &[&str]| names.iter().all(|name| !folder.join(name).exists());
+    if missing(&[TOKENIZER_NAME, "tokenizer.model"]) {
+        report.problem("side_file", TOKENIZER_NAME, "is missing: no engine can serve the model without it");
+    }
+    if missing(&["generation_config.json"]) {
+        report.notes.push("`generation_config.json` is missing; engines fall back on their defaults".into());
+    }
+    if model.config.vision.is_some() && missing(&["preprocessor_config.json", "processor_config.json"]) {
+        report.notes.push("`preprocessor_config.json` is missing; vLLM wants it to load a model with vision".into());
+    }
+}
+
+fn read_manifest(folder: &Path, report: &mut Report) -> Result<Option<Manifest>> {
+    let path = folder.join(MANIFEST_NAME);
+    if !path.exists() {
+        report.notes.push(format!("there is no `{MANIFEST_NAME}`, so checksums were not checked"));
+        return Ok(None);
+    }
+    let text = fs::read(&path).with_context(|| format!("reading `{}`", path.display()))?;
+    match serde_json::from_slice(&text) {
+        Ok(manifest) => Ok(Some(manifest)),
+        Err(error) => {
+            report.problem("checksum", MANIFEST_NAME, format!("is no manifest: {error}"));
+            Ok(None)
+        }
+    }
+}
+
+/// Walks one file from its first byte to its last, judging values and hashing in the same pass. Also says whether the
+/// file's checksum is as recorded.
+fn check_file(
+    model: &Llama4,
+    index: usize,
+    wanted: Option<&FileRecord>,
+    control: &Control<'_>,
+) -> Result<(Vec<Finding>, bool)> {
+    let checkpoint = &model.checkpoint;
+    let file = &checkpoint.files()[index];
+    let recorded = wanted.and_then(|record| record.sha256.as_ref());
+    let mut sha = recorded.map(|_| Sha256::new());
+    if let Some(sha) = &mut sha {
+        let mut header = vec![0; usize::try_from(file.header_bytes).context("a header is held to a cap")?];
+        let read = File::open(&file.path).and_then(|mut source| source.read_exact(&mut header));
+        read.with_context(|| format!("reading `{}`", file.path.display()))?;
+        sha.update(&header);
+    }
+    control.progress.advance(file.header_bytes);
+    let tensors = checkpoint.tensors();
+    let mut ids: Vec<usize> = (0..tensors.len()).filter(|&id| tensors[id].file == index).collect();
+    ids.sort_by_key(|&id| (tensors[id].offset, tensors[id].bytes));
+    let mut findings = Vec::new();
+    for id in ids {
+        let expectation = model.expectation(id);
+        let mut broken = None;
+        for start in (0..tensors[id].bytes).step_by(STRIPE_BYTES as usize) {
+            if control.stop_requested() {
+                return Err(Interrupted.into());
+            }
+            let range = start..(start + STRIPE_BYTES).min(tensors[id].bytes);
+            let bytes = checkpoint.range(id, range.clone());
+            if let Some(sha) = &mut sha {
+                sha.update(bytes);
+            }
+            if broken.is_none() {
+                let offset = start * 8 / tensors[id].dtype.bits() as u64;
+                broken = expectation.broken(bytes).map(|(element, what)| (offset + element as u64, what));
+            }
+            control.progress.advance(bytes.len() as u64);
+            checkpoint.release(id, range, Edges::Drop);
+        }
+        if let Some((element, what)) = broken {
+            let message = format!("holds {what} at element {element}");
+            findings.push(Finding { kind: "value", name: tensors[id].name.clone(), message });
+        }
+    }
+    let equal = match (sha.map(|sha| hex(&sha.finalize())), recorded) {
+        (Some(is), Some(wanted)) if is != *wanted => {
+            findings.push(checksum_finding(&file.name, &is, wanted));
+            false
+        }
+        (is, _) => is.is_some(),
+    };
+    Ok((findings, equal))
+}
+
+/// A recorded file that holds no tensors.
+fn check_beside(folder: &Path, record: &FileRecord, control: &Control<'_>, report: &mut Report) -> Result<bool> {
+    // Names come from a file that may be hostile: nothing outside the folder is any of its business.
+    let plain = Path::new(&record.name).file_name().is_some_and(|name| name == record.name.as_str());
+    let path = folder.join(&record.name);
+    if !plain || !path.is_file() {
+        report.problem("checksum", &record.name, "is in the manifest and not in the folder");
+        return Ok(false);
+    }
+    let Some(wanted) = &record.sha256 else { return Ok(false) };
+    let is = hash_file(&path, control)?;
+    if is == *wanted {
+        return Ok(true);
+    }
+    report.problems.push(checksum_finding(&record.name, &is, wanted));
+    Ok(false)
+}
+
+fn checksum_finding(name: &str, is: &str, wanted: &str) -> Finding {
+    let message = format!("has SHA-256 {is}, the manifest says {wanted}");
+    Finding { kind: "checksum", name: name.into(), message }
+}
