@@ -5,19 +5,22 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 
 use l4::checkpoint::Checkpoint;
 use l4::llama4::ProblemKind;
+use l4::output::partial::Existing;
+use l4::progress::{Control, Silent};
+use l4::quant::Method;
+use l4::quant::scheme::Scheme;
 use l4::tasks::inspect::{Fit, Options, Report, SchemeMemory, run};
+use l4::tasks::quantize;
 use l4_testkit::{Dtype, Spec, TensorDef, write_sparse_maverick, write_sparse_safetensors, write_sparse_scout};
 
 const GIB: f64 = (1u64 << 30) as f64;
 
 fn inspect(source: &Path) -> Report {
-    run(&Options {
-        source: source.to_path_buf(),
-    })
-    .unwrap()
+    run(&Options { source: source.to_path_buf() }).unwrap()
 }
 
 fn testdata(name: &str) -> PathBuf {
@@ -31,20 +34,11 @@ fn sparse(write: fn(&Path) -> anyhow::Result<()>) -> Report {
 }
 
 fn scheme<'a>(report: &'a Report, name: &str) -> &'a SchemeMemory {
-    report
-        .memory
-        .schemes
-        .iter()
-        .find(|memory| memory.scheme == name)
-        .unwrap()
+    report.memory.schemes.iter().find(|memory| memory.scheme == name).unwrap()
 }
 
 fn fit<'a>(memory: &'a SchemeMemory, gpus: u64, kv_dtype: &str) -> &'a Fit {
-    memory
-        .fits
-        .iter()
-        .find(|fit| fit.gpus == gpus && fit.kv_dtype == kv_dtype)
-        .unwrap()
+    memory.fits.iter().find(|fit| fit.gpus == gpus && fit.kv_dtype == kv_dtype).unwrap()
 }
 
 /// Two decimals, as published tables have them.
@@ -60,16 +54,8 @@ fn scout_has_its_published_numbers() {
     assert_eq!(report.parameters.promised, 108_641_793_536);
     assert_eq!(report.parameters.text, 107_769_861_120);
     assert_eq!(report.parameters.active, 17_172_894_720);
-    assert_eq!(
-        (report.tensors.len(), report.bytes, report.files.len()),
-        (1133, 217_283_587_072, 50)
-    );
-    let roles: Vec<(&str, u64)> = report
-        .parameters
-        .by_role
-        .iter()
-        .map(|(&role, &count)| (role, count))
-        .collect();
+    assert_eq!((report.tensors.len(), report.bytes, report.files.len()), (1133, 217_283_587_072, 50));
+    let roles: Vec<(&str, u64)> = report.parameters.by_role.iter().map(|(&role, &count)| (role, count)).collect();
     let expected = [
         ("attention", 3_019_898_880),
         ("embedding", 1_034_485_760),
@@ -84,12 +70,7 @@ fn scout_has_its_published_numbers() {
     assert_eq!(roles, expected);
     assert_eq!(report.experts.len(), 48);
     // 3 * 5120 * 8192 numbers of two bytes.
-    assert!(
-        report
-            .experts
-            .iter()
-            .all(|layer| layer.fused && layer.bytes_per_expert == 251_658_240)
-    );
+    assert!(report.experts.iter().all(|layer| layer.fused && layer.bytes_per_expert == 251_658_240));
     assert!(report.quantization.schemes.is_empty());
 }
 
@@ -104,15 +85,9 @@ fn maverick_has_its_published_numbers() {
     assert_eq!(report.parameters.by_role["routed_experts"], 386_547_056_640);
     assert_eq!(report.parameters.by_role["dense_ffn"], 6_039_797_760);
     assert_eq!(report.config.moe_layers, Vec::from_iter((1..48).step_by(2)));
-    let fused = report
-        .tensors
-        .iter()
-        .find(|line| line.name.ends_with("layers.1.feed_forward.experts.gate_up_proj"))
-        .unwrap();
-    assert_eq!(
-        (fused.role, fused.layer, fused.expert),
-        (Some("routed_experts"), Some(1), None)
-    );
+    let fused =
+        report.tensors.iter().find(|line| line.name.ends_with("layers.1.feed_forward.experts.gate_up_proj")).unwrap();
+    assert_eq!((fused.role, fused.layer, fused.expert), (Some("routed_experts"), Some(1), None));
     assert_eq!((fused.part, fused.weights), (Some("gate_up_proj"), 256));
     assert_eq!(fused.module.as_deref(), Some("layers.1.feed_forward.experts"));
 }
@@ -123,32 +98,18 @@ fn weights_in_each_scheme_take_what_the_shapes_say() {
     let table = [
         (
             sparse(write_sparse_scout),
-            [
-                ("bf16", 217.28),
-                ("fp8-dynamic", 114.64),
-                ("w4a16", 64.87),
-                ("w4a16-asym", 65.27),
-            ],
+            [("bf16", 217.28), ("fp8-dynamic", 114.64), ("w4a16", 64.87), ("w4a16-asym", 65.27)],
             [("bf16", 25.3), ("fp8-dynamic", 13.35), ("w4a16", 7.56)],
         ),
         (
             sparse(write_sparse_maverick),
-            [
-                ("bf16", 803.17),
-                ("fp8-dynamic", 407.70),
-                ("w4a16", 215.94),
-                ("w4a16-asym", 217.48),
-            ],
+            [("bf16", 803.17), ("fp8-dynamic", 407.70), ("w4a16", 215.94), ("w4a16-asym", 217.48)],
             [("bf16", 93.5), ("fp8-dynamic", 47.5), ("w4a16", 25.2)],
         ),
     ];
     for (report, totals, on_eight) in table {
         for (name, gigabytes) in totals {
-            assert_eq!(
-                rounded(scheme(&report, name).weights_bytes.unwrap() as f64 / 1e9),
-                gigabytes,
-                "{name}"
-            );
+            assert_eq!(rounded(scheme(&report, name).weights_bytes.unwrap() as f64 / 1e9), gigabytes, "{name}");
         }
         for (name, gibibytes) in on_eight {
             let found = fit(scheme(&report, name), 8, "bf16").weights_bytes_per_gpu as f64 / GIB;
@@ -169,15 +130,9 @@ fn weights_in_each_scheme_take_what_the_shapes_say() {
 fn the_cache_stops_growing_in_chunked_layers() {
     let report = sparse(write_sparse_scout);
     let cache = &report.memory.kv_cache;
-    assert_eq!(
-        (cache.growing_layers, cache.chunked_layers, cache.chunk_tokens),
-        (12, 36, Some(8192))
-    );
+    assert_eq!((cache.growing_layers, cache.chunked_layers, cache.chunk_tokens), (12, 36, Some(8192)));
     assert_eq!((cache.bf16.per_token, cache.fp8.per_token), (196_608, 98_304));
-    assert_eq!(
-        (cache.bf16.growing_per_token, cache.bf16.capped_per_token),
-        (49_152, 147_456)
-    );
+    assert_eq!((cache.bf16.growing_per_token, cache.bf16.capped_per_token), (49_152, 147_456));
     // One sequence of 128 Ki tokens: 12 layers of 4,096 bytes for each, 36 for 8 Ki of them, is 6 + 1.125 GiB.
     let bytes = cache.bf16.growing_per_token * 131_072 + cache.bf16.capped_per_token * 8_192;
     assert!((bytes as f64 / GIB - 7.125).abs() < 1e-9);
@@ -203,10 +158,7 @@ fn contexts_fill_what_the_weights_leave() {
 
     assert!(!fit(&report.memory.stored, 1, "bf16").fits);
     let suggestion = report.memory.suggestion.as_ref().unwrap();
-    assert_eq!(
-        (suggestion.scheme.as_str(), suggestion.gpus, suggestion.context),
-        ("w4a16", 1, one.context)
-    );
+    assert_eq!((suggestion.scheme.as_str(), suggestion.gpus, suggestion.context), ("w4a16", 1, one.context));
     let maverick = sparse(write_sparse_maverick);
     assert!(!fit(scheme(&maverick, "w4a16"), 1, "fp8").fits && !fit(&maverick.memory.stored, 8, "bf16").fits);
     let suggestion = maverick.memory.suggestion.as_ref().unwrap();
@@ -245,36 +197,51 @@ fn checkpoints_of_compressed_tensors_are_understood() {
         let schemes: Vec<&String> = report.quantization.schemes.keys().collect();
         assert_eq!(schemes, [label], "{name}");
         let count = &report.quantization.schemes[label];
-        assert_eq!(
-            count.by_role.values().copied().collect::<Vec<_>>(),
-            [3, 12, 3],
-            "{name}"
-        );
+        assert_eq!(count.by_role.values().copied().collect::<Vec<_>>(), [3, 12, 3], "{name}");
         assert_eq!(count.parameters, 3 * hidden * dense + 5 * 3 * hidden * inner, "{name}");
-        assert_eq!(
-            report.quantization.method.as_deref(),
-            Some("compressed-tensors"),
-            "{name}"
-        );
-        let [layer] = report.experts.as_slice() else {
-            panic!("{name}: {:?}", report.experts)
-        };
+        assert_eq!(report.quantization.method.as_deref(), Some("compressed-tensors"), "{name}");
+        let [layer] = report.experts.as_slice() else { panic!("{name}: {:?}", report.experts) };
         assert_eq!((layer.layer, layer.present, layer.fused), (1, 4, false), "{name}");
         assert_eq!(layer.stored_as[label], 4, "{name}");
         // Every byte belongs to a weight, and parameters are those before quantization.
-        assert_eq!(
-            report.components.iter().map(|component| component.bytes).sum::<u64>(),
-            report.bytes,
-            "{name}"
-        );
+        assert_eq!(report.components.iter().map(|component| component.bytes).sum::<u64>(), report.bytes, "{name}");
         assert_eq!(report.parameters.total, report.parameters.promised, "{name}");
-        assert!(
-            report
-                .tensors
-                .iter()
-                .all(|line| line.weights == 1 && line.role.is_some()),
-            "{name}"
-        );
+        assert!(report.tensors.iter().all(|line| line.weights == 1 && line.role.is_some()), "{name}");
+    }
+}
+
+/// The memory view and the writer's plan compute sizes each on their own.
+#[test]
+fn the_memory_view_foretells_what_quantize_writes() {
+    let source = testdata("tiny-scout");
+    let before = inspect(&source);
+    for name in Scheme::WRITABLE {
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("out");
+        let selection = quantize::Selection::Uniform {
+            scheme: Scheme::parse(name, None).unwrap(),
+            method: Method::Rtn,
+            include: Vec::new(),
+            exclude: Vec::new(),
+        };
+        let options = quantize::Options {
+            source: source.clone(),
+            out: out.clone(),
+            selection,
+            shard_bytes_max: 5_000_000_000,
+            existing: Existing { force: false, restart: false },
+            requantize: false,
+            hash_source: false,
+        };
+        let control = Control { progress: &Silent, stop: &AtomicBool::new(false), threads: 1, memory: 1 << 30 };
+        quantize::run(&options, &control).unwrap();
+        let after = inspect(&out);
+        assert!(after.problems.is_empty(), "{name}: {:?}", after.problems);
+        assert_eq!(Some(after.bytes), scheme(&before, name).weights_bytes, "{name}");
+        assert_eq!(after.memory.stored.weights_bytes, Some(after.bytes), "{name}");
+        assert_eq!(after.parameters.by_role, before.parameters.by_role, "{name}");
+        // Four layers of sixteen routed experts and a shared one, three matrices each.
+        assert_eq!(after.quantization.schemes[name].weights, 4 * 17 * 3, "{name}");
     }
 }
 
@@ -307,46 +274,26 @@ fn changed(change: impl FnOnce(&mut Vec<TensorDef>)) -> Report {
 }
 
 fn told(report: &Report) -> Vec<(ProblemKind, &str)> {
-    report
-        .problems
-        .iter()
-        .map(|problem| (problem.kind, problem.name.as_str()))
-        .collect()
+    report.problems.iter().map(|problem| (problem.kind, problem.name.as_str())).collect()
 }
 
 #[test]
 fn a_missing_expert_is_told() {
     let report = changed(|tensors| tensors.retain(|tensor| !tensor.name.contains("experts.2.up_proj.")));
-    assert_eq!(
-        told(&report),
-        [(ProblemKind::Missing, "layers.1.feed_forward.experts.2.up_proj")]
-    );
+    assert_eq!(told(&report), [(ProblemKind::Missing, "layers.1.feed_forward.experts.2.up_proj")]);
     assert!(!report.complete);
-    assert_eq!(
-        (report.experts[0].present, report.experts[0].missing.as_slice()),
-        (3, &[2][..])
-    );
+    assert_eq!((report.experts[0].present, report.experts[0].missing.as_slice()), (3, &[2][..]));
     assert_eq!(report.parameters.promised - report.parameters.total, 32 * 96);
 }
 
 #[test]
 fn a_missing_scale_is_told() {
     let report = changed(|tensors| tensors.retain(|tensor| !tensor.name.ends_with("experts.1.down_proj.weight_scale")));
-    assert_eq!(
-        told(&report),
-        [(ProblemKind::Mismatch, "layers.1.feed_forward.experts.1.down_proj")]
-    );
+    assert_eq!(told(&report), [(ProblemKind::Mismatch, "layers.1.feed_forward.experts.1.down_proj")]);
     assert_eq!(report.experts[0].missing, [1]);
     // The codes without scales are no weight, but their place in the model shows.
-    let codes = report
-        .tensors
-        .iter()
-        .find(|line| line.name.ends_with("experts.1.down_proj.weight"))
-        .unwrap();
-    assert_eq!(
-        (codes.role, codes.expert, codes.weights),
-        (Some("routed_experts"), Some(1), 0)
-    );
+    let codes = report.tensors.iter().find(|line| line.name.ends_with("experts.1.down_proj.weight")).unwrap();
+    assert_eq!((codes.role, codes.expert, codes.weights), (Some("routed_experts"), Some(1), 0));
 }
 
 #[test]
@@ -357,11 +304,7 @@ fn an_unexpected_tensor_does_no_harm() {
             dtype: Dtype::F32,
             shape: vec![8],
         });
-        tensors.push(TensorDef {
-            name: "optimizer.step".into(),
-            dtype: Dtype::F32,
-            shape: vec![1],
-        });
+        tensors.push(TensorDef { name: "optimizer.step".into(), dtype: Dtype::F32, shape: vec![1] });
     });
     let unexpected =
         ["model.layers.0.self_attn.rotary.inv_freq", "optimizer.step"].map(|name| (ProblemKind::Unexpected, name));
@@ -381,13 +324,7 @@ fn a_wrong_shape_or_dtype_is_told() {
             }
         }
     });
-    assert_eq!(
-        told(&report),
-        [
-            (ProblemKind::Mismatch, "layers.0.self_attn.q_proj"),
-            (ProblemKind::Mismatch, "norm")
-        ]
-    );
+    assert_eq!(told(&report), [(ProblemKind::Mismatch, "layers.0.self_attn.q_proj"), (ProblemKind::Mismatch, "norm")]);
     assert!(report.problems[0].message.contains("I8") && report.problems[1].message.contains("[95]"));
 }
 
@@ -410,15 +347,8 @@ fn a_missing_fused_tensor_takes_all_experts_of_its_layer() {
     let dir = tempfile::tempdir().unwrap();
     let spec = Spec::default();
     let gone = "language_model.model.layers.2.feed_forward.experts.gate_up_proj";
-    let tensors: Vec<TensorDef> = l4_testkit::tensors(&spec)
-        .into_iter()
-        .filter(|tensor| tensor.name != gone)
-        .collect();
-    fs::write(
-        dir.path().join("config.json"),
-        l4_testkit::config_json(&spec).to_string(),
-    )
-    .unwrap();
+    let tensors: Vec<TensorDef> = l4_testkit::tensors(&spec).into_iter().filter(|tensor| tensor.name != gone).collect();
+    fs::write(dir.path().join("config.json"), l4_testkit::config_json(&spec).to_string()).unwrap();
     write_sparse_safetensors(&dir.path().join("model.safetensors"), &tensors, &[]).unwrap();
     let report = inspect(dir.path());
     // Gate and up of four experts.

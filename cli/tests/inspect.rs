@@ -21,12 +21,7 @@ fn testdata(name: &str) -> PathBuf {
 
 /// Standard output of a run that ended with `code`.
 fn printed(output: &Output, code: i32) -> String {
-    assert_eq!(
-        output.status.code(),
-        Some(code),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    assert_eq!(output.status.code(), Some(code), "{}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout.clone()).unwrap()
 }
 
@@ -93,14 +88,8 @@ fn tensors_are_lines_for_pipes() {
     }
     let bytes: u64 = rows.iter().map(|row| row[3].parse::<u64>().unwrap()).sum();
     assert_eq!(index["metadata"]["total_size"], bytes);
-    let fused = rows
-        .iter()
-        .find(|row| row[0].ends_with("layers.2.feed_forward.experts.down_proj"))
-        .unwrap();
-    assert_eq!(
-        (fused[1], fused[2], &fused[6..]),
-        ("BF16", "[16,128,256]", &["routed_experts", "2", "-"][..])
-    );
+    let fused = rows.iter().find(|row| row[0].ends_with("layers.2.feed_forward.experts.down_proj")).unwrap();
+    assert_eq!((fused[1], fused[2], &fused[6..]), ("BF16", "[16,128,256]", &["routed_experts", "2", "-"][..]));
 }
 
 #[test]
@@ -122,22 +111,14 @@ fn the_config_is_shown_with_its_defaults() {
 fn memory_is_a_view_without_a_size_and_a_bound_with_one() {
     let checkpoint = testdata("tiny-scout");
     let view = printed(&l4tool(&["inspect", "--memory"], &checkpoint), 0);
-    assert!(
-        view.starts_with("scheme") && view.contains("\nfp8-block ") && view.contains("bf16 (as stored)"),
-        "{view}"
-    );
+    assert!(view.starts_with("scheme") && view.contains("\nfp8-block ") && view.contains("bf16 (as stored)"), "{view}");
     let summary = printed(&l4tool(&["inspect"], &checkpoint), 0);
     assert_eq!(printed(&l4tool(&["inspect", "--memory=1G"], &checkpoint), 0), summary);
-    let before = Command::new(env!("CARGO_BIN_EXE_l4tool"))
-        .args(["--memory", "1G", "inspect"])
-        .arg(&checkpoint)
-        .output();
+    let before =
+        Command::new(env!("CARGO_BIN_EXE_l4tool")).args(["--memory", "1G", "inspect"]).arg(&checkpoint).output();
     assert_eq!(printed(&before.unwrap(), 0), summary);
     let both = Command::new(env!("CARGO_BIN_EXE_l4tool"));
-    let both = { both }
-        .args(["--memory", "1G", "inspect", "--memory"])
-        .arg(&checkpoint)
-        .output();
+    let both = { both }.args(["--memory", "1G", "inspect", "--memory"]).arg(&checkpoint).output();
     assert_eq!(printed(&both.unwrap(), 0), view);
 }
 
@@ -168,9 +149,7 @@ fn json_holds_the_fields_of_the_contract() {
         assert_eq!(found, kind, "{field}");
     }
     let tensor = report["tensors"][0].as_object().unwrap();
-    for field in [
-        "name", "dtype", "shape", "file", "offset", "bytes", "role", "layer", "expert",
-    ] {
+    for field in ["name", "dtype", "shape", "file", "offset", "bytes", "role", "layer", "expert"] {
         assert!(tensor.contains_key(field), "{field}");
     }
     assert_eq!(report["dtypes"]["BF16"]["bytes"], report["bytes"]);
@@ -196,7 +175,7 @@ fn an_incomplete_checkpoint_is_the_answer_no() {
     // Four experts of 64 x 32.
     assert!(text.contains("not complete, 8,192 parameters are not there"), "{text}");
     assert!(
-        text.contains("missing: `layers.0.feed_forward.experts.3.down_proj` is missing (shape [64, 32])"),
+        text.contains("missing: `layers.0.feed_forward.experts.{0-3}.down_proj` is missing (shape [64, 32])\n"),
         "{text}"
     );
     let output = l4tool(&["inspect", "--experts"], dir.path());
@@ -212,15 +191,9 @@ fn an_unexpected_tensor_is_listed_and_the_answer_is_yes() {
     write_changed(dir.path(), |tensors| tensors[0].name = odd.to_owned());
     // The first tensor lost its name: it is missing under it, and unexpected under the other.
     let text = printed(&l4tool(&["inspect"], dir.path()), 1);
-    assert!(
-        text.contains("unexpected: `language_model.model.\\u{1b}[31modd`") && !text.contains('\x1b'),
-        "{text}"
-    );
+    assert!(text.contains("unexpected: `language_model.model.\\u{1b}[31modd`") && !text.contains('\x1b'), "{text}");
     write_changed(dir.path(), |tensors| {
-        let extra = TensorDef {
-            name: "extra".into(),
-            ..tensors[0].clone()
-        };
+        let extra = TensorDef { name: "extra".into(), ..tensors[0].clone() };
         tensors.push(extra);
     });
     let text = printed(&l4tool(&["inspect"], dir.path()), 0);
@@ -231,17 +204,11 @@ fn an_unexpected_tensor_is_listed_and_the_answer_is_yes() {
 fn what_is_no_llama_4_checkpoint_is_called_by_its_name() {
     let dir = tempfile::tempdir().unwrap();
     let error = refused(dir.path());
-    assert!(
-        error.contains("no `.safetensors` file") && error.contains("hint: "),
-        "{error}"
-    );
+    assert!(error.contains("no `.safetensors` file") && error.contains("hint: "), "{error}");
 
     fs::write(dir.path().join("model.gguf"), b"GGUF\x03\0\0\0rest of it").unwrap();
     let error = refused(dir.path());
-    assert!(
-        error.contains("is a folder of GGUF files (`model.gguf`), which this version cannot read"),
-        "{error}"
-    );
+    assert!(error.contains("is a folder of GGUF files (`model.gguf`), which this version cannot read"), "{error}");
     let error = refused(&dir.path().join("model.gguf"));
     assert!(error.contains("is a GGUF file (version 3)"), "{error}");
 
@@ -249,10 +216,7 @@ fn what_is_no_llama_4_checkpoint_is_called_by_its_name() {
     fs::write(meta.path().join("consolidated.00.pth"), b"PK\x03\x04 and the rest").unwrap();
     fs::write(meta.path().join("params.json"), b"{}").unwrap();
     let error = refused(meta.path());
-    assert!(
-        error.contains("Meta's original PyTorch files (`consolidated.00.pth`)"),
-        "{error}"
-    );
+    assert!(error.contains("Meta's original PyTorch files (`consolidated.00.pth`)"), "{error}");
     let error = refused(&meta.path().join("consolidated.00.pth"));
     assert!(error.contains("is a PyTorch or ZIP file"), "{error}");
 
@@ -267,36 +231,19 @@ fn weights_need_a_llama_4_config() {
     fs::remove_file(dir.path().join("config.json")).unwrap();
     let error = refused(dir.path());
     let count = tensors(&Spec::default()).len();
-    assert!(
-        error.contains(&format!("holds {count} tensors (`")) && error.contains("no `config.json`"),
-        "{error}"
-    );
+    assert!(error.contains(&format!("holds {count} tensors (`")) && error.contains("no `config.json`"), "{error}");
     assert!(error.contains("hint: "), "{error}");
-    fs::write(
-        dir.path().join("config.json"),
-        r#"{"model_type": "llama", "architectures": ["LlamaForCausalLM"]}"#,
-    )
-    .unwrap();
+    fs::write(dir.path().join("config.json"), r#"{"model_type": "llama", "architectures": ["LlamaForCausalLM"]}"#)
+        .unwrap();
     let error = refused(dir.path());
-    assert!(
-        error.contains("`LlamaForCausalLM`") && error.contains("hint: "),
-        "{error}"
-    );
+    assert!(error.contains("`LlamaForCausalLM`") && error.contains("hint: "), "{error}");
 }
 
 #[test]
 fn a_shard_that_is_not_there_cannot_be_inspected() {
     let dir = tempfile::tempdir().unwrap();
-    Spec {
-        shards: Shards::Split(3),
-        ..Spec::default()
-    }
-    .write_sparse(dir.path(), None)
-    .unwrap();
+    Spec { shards: Shards::Split(3), ..Spec::default() }.write_sparse(dir.path(), None).unwrap();
     fs::remove_file(dir.path().join("model-00002-of-00003.safetensors")).unwrap();
     let error = refused(dir.path());
-    assert!(
-        error.contains("model-00002-of-00003.safetensors") && error.contains("missing"),
-        "{error}"
-    );
+    assert!(error.contains("model-00002-of-00003.safetensors") && error.contains("missing"), "{error}");
 }

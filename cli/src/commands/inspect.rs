@@ -45,9 +45,7 @@ pub(crate) struct Arguments {
 
 /// Runs the command.
 pub(crate) fn run(arguments: Arguments, context: &Context) -> Result<Outcome> {
-    let report = inspect::run(&Options {
-        source: arguments.checkpoint,
-    })?;
+    let report = inspect::run(&Options { source: arguments.checkpoint })?;
     let mut views: Vec<fn(&inspect::Report) -> String> = Vec::new();
     for (wanted, view) in [
         (arguments.config, render::config as fn(&inspect::Report) -> String),

@@ -57,9 +57,7 @@ pub(super) fn layers(model: &Llama4) -> Vec<ExpertLayer> {
     }
     let text = &model.config.text;
     let routed = text.moe_layers.iter().enumerate().filter(|(_, routed)| **routed);
-    routed
-        .map(|(layer, _)| summary(layer, text.num_local_experts, found.remove(&layer).unwrap_or_default()))
-        .collect()
+    routed.map(|(layer, _)| summary(layer, text.num_local_experts, found.remove(&layer).unwrap_or_default())).collect()
 }
 
 fn summary(layer: usize, experts: usize, found: BTreeMap<usize, Expert>) -> ExpertLayer {
@@ -68,9 +66,7 @@ fn summary(layer: usize, experts: usize, found: BTreeMap<usize, Expert>) -> Expe
     let complete = || found.values().filter(|expert| expert.matrices == MATRICES);
     let mut stored_as = BTreeMap::new();
     for expert in complete() {
-        *stored_as
-            .entry(Vec::from_iter(expert.labels.iter().cloned()).join("+"))
-            .or_default() += 1;
+        *stored_as.entry(Vec::from_iter(expert.labels.iter().cloned()).join("+")).or_default() += 1;
     }
     ExpertLayer {
         layer,

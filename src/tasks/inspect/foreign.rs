@@ -13,18 +13,13 @@ use crate::llama4::config::ConfigError;
 /// The error, in the words of what `path` is, where that shows.
 pub(super) fn explain(path: &Path, error: anyhow::Error) -> anyhow::Error {
     if path.to_str().is_some_and(|text| text.starts_with("hf://")) {
-        let message = format!(
-            "`{}`: reading from the Hugging Face Hub is not part of this version",
-            path.display()
-        );
+        let message = format!("`{}`: reading from the Hugging Face Hub is not part of this version", path.display());
         return hint(message, "fetch the checkpoint and name its folder");
     }
     if let Some(error) = error.chain().find_map(|cause| cause.downcast_ref::<ConfigError>()) {
         return config_error(path, error);
     }
-    let kind = error
-        .chain()
-        .find_map(|cause| Some(&cause.downcast_ref::<FormatError>()?.kind));
+    let kind = error.chain().find_map(|cause| Some(&cause.downcast_ref::<FormatError>()?.kind));
     let other = match kind {
         Some(Kind::NoWeights) => folder_kind(path),
         Some(Kind::TooShort { .. } | Kind::HeaderPastEnd { .. } | Kind::TooLarge { .. } | Kind::NotAnObject) => {
@@ -46,18 +41,13 @@ fn config_error(path: &Path, error: &ConfigError) -> anyhow::Error {
     let missing = error.file.metadata().is_err();
     if let (true, Ok(checkpoint)) = (missing, Checkpoint::open(path)) {
         let tensors = checkpoint.tensors();
-        let first = tensors
-            .first()
-            .map_or_else(String::new, |tensor| format!(" (`{}`, ...)", shown(&tensor.name)));
+        let first = tensors.first().map_or_else(String::new, |tensor| format!(" (`{}`, ...)", shown(&tensor.name)));
         let message = format!(
             "`{}` holds {} tensors{first} in safetensors, but no `config.json` beside them says what model they are",
             path.display(),
             tensors.len(),
         );
-        return hint(
-            message,
-            "put the model's `config.json` into the folder, from where the weights came from",
-        );
+        return hint(message, "put the model's `config.json` into the folder, from where the weights came from");
     }
     match &error.hint {
         Some(way_out) => hint(error.to_string(), way_out.clone()),
@@ -68,9 +58,7 @@ fn config_error(path: &Path, error: &ConfigError) -> anyhow::Error {
 /// What a folder without safetensors holds instead.
 fn folder_kind(path: &Path) -> Option<String> {
     let entries = fs::read_dir(path).ok()?;
-    let mut names: Vec<String> = entries
-        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
-        .collect();
+    let mut names: Vec<String> = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect();
     names.sort_unstable();
     let of_kind = |what: &str, wanted: &dyn Fn(&str) -> bool| {
         let first = names.iter().find(|name| wanted(name))?;
@@ -82,11 +70,7 @@ fn folder_kind(path: &Path) -> Option<String> {
                 name.starts_with("consolidated.") && name.ends_with(".pth")
             })
         })
-        .or_else(|| {
-            of_kind("PyTorch files", &|name| {
-                [".pth", ".pt", ".bin"].iter().any(|end| name.ends_with(end))
-            })
-        })
+        .or_else(|| of_kind("PyTorch files", &|name| [".pth", ".pt", ".bin"].iter().any(|end| name.ends_with(end))))
 }
 
 /// What a file is by its first bytes.

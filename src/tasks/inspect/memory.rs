@@ -147,13 +147,7 @@ pub(super) fn view(model: &Llama4, promised: &[Expected]) -> Memory {
     schemes.sort_by_key(|memory| std::cmp::Reverse(memory.weights_bytes));
     let stored = as_stored(model, budget);
     let suggestion = suggestion(&stored, &schemes);
-    Memory {
-        device,
-        kv_cache,
-        stored,
-        schemes,
-        suggestion,
-    }
+    Memory { device, kv_cache, stored, schemes, suggestion }
 }
 
 fn device() -> Device {
@@ -196,12 +190,8 @@ fn kv_bytes(text: &TextConfig, (growing, chunked): (u64, u64), heads: u64, numbe
 
 fn as_stored(model: &Llama4, budget: u64) -> SchemeMemory {
     let labels: BTreeSet<String> = model.weights.iter().map(label).collect();
-    let weights = || {
-        model
-            .weights
-            .iter()
-            .map(|weight| (replicated(weight.role, &weight.shape), stored_bytes(model, weight)))
-    };
+    let weights =
+        || model.weights.iter().map(|weight| (replicated(weight.role, &weight.shape), stored_bytes(model, weight)));
     SchemeMemory {
         scheme: Vec::from_iter(labels).join("+"),
         weights_bytes: Some(total(weights().map(|(_, bytes)| bytes))),
@@ -213,18 +203,9 @@ fn as_stored(model: &Llama4, budget: u64) -> SchemeMemory {
 fn of_scheme(scheme: Option<Scheme>, promised: &[Expected], text: &TextConfig, budget: u64) -> SchemeMemory {
     let name = scheme.map_or_else(|| "bf16".into(), |scheme| scheme.to_string());
     if let Some(reason) = promised.iter().find_map(|weight| does_not_divide(scheme?, weight)) {
-        return SchemeMemory {
-            scheme: name,
-            weights_bytes: None,
-            reason: Some(reason),
-            fits: Vec::new(),
-        };
+        return SchemeMemory { scheme: name, weights_bytes: None, reason: Some(reason), fits: Vec::new() };
     }
-    let weights = || {
-        promised
-            .iter()
-            .map(|weight| (replicated(weight.role, &weight.shape), bytes_in(scheme, weight)))
-    };
+    let weights = || promised.iter().map(|weight| (replicated(weight.role, &weight.shape), bytes_in(scheme, weight)));
     SchemeMemory {
         scheme: name,
         weights_bytes: Some(total(weights().map(|(_, bytes)| bytes))),
@@ -248,12 +229,7 @@ fn does_not_divide(scheme: Scheme, weight: &Expected) -> Option<String> {
         return None;
     };
     let fails = weight.role.is_feed_forward() && !input.is_multiple_of(group_size);
-    fails.then(|| {
-        format!(
-            "a group size of {group_size} does not divide the {input} inputs of `{}`",
-            weight.name
-        )
-    })
+    fails.then(|| format!("a group size of {group_size} does not divide the {input} inputs of `{}`", weight.name))
 }
 
 /// Bytes of a weight if the model is quantized in `scheme`. The tensors of each scheme are those of
@@ -282,11 +258,7 @@ fn fits(text: &TextConfig, budget: u64, weights_on: impl Fn(u64) -> u64) -> Vec<
     for gpus in GPUS {
         let weights = weights_on(gpus);
         let reason = cannot_split(text, gpus);
-        let room = if reason.is_some() {
-            0
-        } else {
-            budget.saturating_sub(weights)
-        };
+        let room = if reason.is_some() { 0 } else { budget.saturating_sub(weights) };
         for (kv_dtype, number) in [("bf16", BF16_BYTES), ("fp8", 1)] {
             let cache = kv_cache(text);
             let heads = (text.num_key_value_heads as u64).div_ceil(gpus);
@@ -334,10 +306,7 @@ fn saturated(number: u128) -> u64 {
 
 fn suggestion(stored: &SchemeMemory, schemes: &[SchemeMemory]) -> Option<Suggestion> {
     let fit = |memory: &SchemeMemory, gpus: u64| {
-        let fit = memory
-            .fits
-            .iter()
-            .find(|fit| fit.gpus == gpus && fit.kv_dtype == "bf16")?;
+        let fit = memory.fits.iter().find(|fit| fit.gpus == gpus && fit.kv_dtype == "bf16")?;
         fit.fits.then_some(fit.context)
     };
     let stored_bytes = stored.weights_bytes?;
@@ -351,12 +320,7 @@ fn suggestion(stored: &SchemeMemory, schemes: &[SchemeMemory]) -> Option<Suggest
             if let (Some(context), Some(weights_bytes)) = (fit(memory, gpus), memory.weights_bytes)
                 && weights_bytes < stored_bytes
             {
-                return Some(Suggestion {
-                    scheme: name.to_owned(),
-                    gpus,
-                    weights_bytes,
-                    context,
-                });
+                return Some(Suggestion { scheme: name.to_owned(), gpus, weights_bytes, context });
             }
         }
     }

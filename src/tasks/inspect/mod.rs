@@ -186,27 +186,17 @@ fn total(numbers: impl Iterator<Item = u64>) -> u64 {
 }
 
 fn parameters(model: &Llama4, promised: &[Expected], components: &[Component]) -> Parameters {
-    let text = || {
-        promised
-            .iter()
-            .filter(|weight| !matches!(weight.role, Role::Vision | Role::Projector))
-    };
+    let text = || promised.iter().filter(|weight| !matches!(weight.role, Role::Vision | Role::Projector));
     let (routed, rest): (Vec<&Expected>, Vec<&Expected>) = text().partition(|weight| weight.role.is_expert());
     let per_token = model.config.text.num_experts_per_tok;
     // Experts of a layer are alike, so the first ones stand for those that a token is sent to.
-    let active = routed
-        .iter()
-        .filter(|weight| weight.expert.is_some_and(|expert| expert < per_token))
-        .chain(&rest);
+    let active = routed.iter().filter(|weight| weight.expert.is_some_and(|expert| expert < per_token)).chain(&rest);
     Parameters {
         total: total(components.iter().map(|component| component.parameters)),
         promised: total(promised.iter().map(Expected::numel)),
         text: total(text().map(Expected::numel)),
         active: total(active.map(|weight| weight.numel())),
-        by_role: components
-            .iter()
-            .map(|component| (component.role, component.parameters))
-            .collect(),
+        by_role: components.iter().map(|component| (component.role, component.parameters)).collect(),
     }
 }
 
@@ -231,19 +221,10 @@ fn components(model: &Llama4) -> Vec<Component> {
     let mut components: Vec<Component> = Vec::new();
     for weight in &model.weights {
         let role = weight.role.component();
-        let index = components
-            .iter()
-            .position(|component| component.role == role)
-            .unwrap_or_else(|| {
-                components.push(Component {
-                    role,
-                    weights: 0,
-                    parameters: 0,
-                    bytes: 0,
-                    stored_as: BTreeMap::new(),
-                });
-                components.len() - 1
-            });
+        let index = components.iter().position(|component| component.role == role).unwrap_or_else(|| {
+            components.push(Component { role, weights: 0, parameters: 0, bytes: 0, stored_as: BTreeMap::new() });
+            components.len() - 1
+        });
         let component = &mut components[index];
         component.weights += 1;
         component.parameters += weight.numel();
@@ -267,11 +248,7 @@ fn quantization(model: &Llama4) -> Quantization {
     }
     let config = model.config.quantization.as_ref();
     let word = |key: &str| Some(config?.get(key)?.as_str()?.to_owned());
-    Quantization {
-        method: word("quant_method"),
-        format: word("format"),
-        schemes,
-    }
+    Quantization { method: word("quant_method"), format: word("format"), schemes }
 }
 
 /// The view's problems, and whether config and weights agree on being quantized: an engine goes by the config alone.
@@ -283,23 +260,14 @@ fn problems(model: &Llama4, quantization: &Quantization) -> Vec<Problem> {
         (Some(_), 0) => "is in `config.json`, and no weight is quantized".to_owned(),
         _ => return problems,
     };
-    problems.push(Problem {
-        kind: ProblemKind::Mismatch,
-        name: "quantization_config".to_owned(),
-        message,
-    });
+    problems.push(Problem { kind: ProblemKind::Mismatch, name: "quantization_config".to_owned(), message });
     problems
 }
 
 fn files(model: &Llama4) -> Vec<FileLine> {
     let files = model.checkpoint.files().iter();
-    let mut files: Vec<_> = files
-        .map(|file| FileLine {
-            name: file.name.clone(),
-            bytes: file.bytes,
-            tensors: 0,
-        })
-        .collect();
+    let mut files: Vec<_> =
+        files.map(|file| FileLine { name: file.name.clone(), bytes: file.bytes, tensors: 0 }).collect();
     for tensor in model.checkpoint.tensors() {
         files[tensor.file].tensors += 1;
     }
@@ -309,11 +277,7 @@ fn files(model: &Llama4) -> Vec<FileLine> {
 fn notes(model: &Llama4) -> Vec<String> {
     let mut notes = Vec::new();
     if let [first, rest @ ..] = model.checkpoint.unlisted() {
-        let more = if rest.is_empty() {
-            String::new()
-        } else {
-            format!(" and {} more", rest.len())
-        };
+        let more = if rest.is_empty() { String::new() } else { format!(" and {} more", rest.len()) };
         notes.push(format!("`{first}`{more} in the folder is no part of the checkpoint"));
     }
     notes

@@ -7,10 +7,7 @@ use crate::llama4::config::{Config, TextConfig, VisionConfig};
 
 /// The text model's settings, and the vision model's. Lists of layers hold their numbers.
 #[derive(Clone, Debug, Serialize)]
-#[expect(
-    missing_docs,
-    reason = "the names are those of the config's own fields; the others are documented"
-)]
+#[expect(missing_docs, reason = "the names are those of the config's own fields; the others are documented")]
 pub struct Settings {
     pub hidden_size: usize,
     pub num_hidden_layers: usize,
@@ -58,10 +55,7 @@ pub struct RopeSettings {
 
 /// The vision model.
 #[derive(Clone, Debug, Serialize)]
-#[expect(
-    missing_docs,
-    reason = "the names are those of the config's own fields; the others are documented"
-)]
+#[expect(missing_docs, reason = "the names are those of the config's own fields; the others are documented")]
 pub struct VisionSettings {
     pub hidden_size: usize,
     pub num_hidden_layers: usize,
@@ -142,10 +136,5 @@ fn vision(vision: &VisionConfig) -> VisionSettings {
 
 /// The numbers of the layers for which `flags` is set.
 fn numbers(flags: &[bool]) -> Vec<usize> {
-    flags
-        .iter()
-        .enumerate()
-        .filter(|(_, flag)| **flag)
-        .map(|(layer, _)| layer)
-        .collect()
+    flags.iter().enumerate().filter(|(_, flag)| **flag).map(|(layer, _)| layer).collect()
 }

@@ -7,9 +7,9 @@ use crate::llama4::{Coding, Llama4, TensorId, Weight};
 pub(super) fn stored_bytes(model: &Llama4, weight: &Weight) -> u64 {
     match weight.coding {
         Coding::Plain(plane) => weight.numel() * plane.float.bytes() as u64,
-        Coding::Int4 { .. } | Coding::Fp8 { .. } => parts(weight)
-            .map(|tensor| model.checkpoint.tensors()[tensor].bytes)
-            .sum(),
+        Coding::Int4 { .. } | Coding::Fp8 { .. } => {
+            parts(weight).map(|tensor| model.checkpoint.tensors()[tensor].bytes).sum()
+        }
     }
 }
 
@@ -17,19 +17,8 @@ pub(super) fn stored_bytes(model: &Llama4, weight: &Weight) -> u64 {
 pub(super) fn parts(weight: &Weight) -> impl Iterator<Item = TensorId> {
     let parts = match weight.coding {
         Coding::Plain(plane) => [Some(plane.tensor), None, None, None],
-        Coding::Int4 {
-            packed,
-            scale,
-            zero_point,
-            shape,
-            ..
-        } => [Some(packed), Some(scale), zero_point, Some(shape)],
-        Coding::Fp8 {
-            weight,
-            scale,
-            input_scale,
-            ..
-        } => [Some(weight), Some(scale), input_scale, None],
+        Coding::Int4 { packed, scale, zero_point, shape, .. } => [Some(packed), Some(scale), zero_point, Some(shape)],
+        Coding::Fp8 { weight, scale, input_scale, .. } => [Some(weight), Some(scale), input_scale, None],
     };
     parts.into_iter().flatten()
 }
@@ -42,9 +31,6 @@ pub(super) fn label(weight: &Weight) -> String {
             Float::F16 => "f16".into(),
             Float::F32 => "f32".into(),
         },
-        _ => weight
-            .coding
-            .scheme()
-            .map_or_else(String::new, |scheme| scheme.to_string()),
+        _ => weight.coding.scheme().map_or_else(String::new, |scheme| scheme.to_string()),
     }
 }

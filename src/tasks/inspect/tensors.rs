@@ -51,10 +51,7 @@ pub(super) fn lines(model: &Llama4, promised: &[Expected]) -> Vec<TensorLine> {
     let prefixes = Prefixes::of(model.config.model);
     let mut order: Vec<usize> = (0..tensors.len()).collect();
     order.sort_by_key(|&id| (tensors[id].file, tensors[id].offset));
-    let line = |id: usize| TensorLine {
-        weights: weights[id],
-        ..line(model, &tensors[id], prefixes, &places)
-    };
+    let line = |id: usize| TensorLine { weights: weights[id], ..line(model, &tensors[id], prefixes, &places) };
     order.into_iter().map(line).collect()
 }
 
@@ -77,11 +74,7 @@ fn line(model: &Llama4, tensor: &TensorInfo, prefixes: Prefixes, places: &HashMa
         return line;
     };
     let fused = matches!(part, Part::FusedGateUp | Part::FusedDown);
-    let first = if fused {
-        format!("{module}.0.down_proj")
-    } else {
-        module.to_owned()
-    };
+    let first = if fused { format!("{module}.0.down_proj") } else { module.to_owned() };
     let Some(place) = places.get(first.as_str()) else {
         return line;
     };
