@@ -2,5 +2,6 @@
 
 pub(crate) mod quantize;
 mod table;
+pub(crate) mod verify;
 
 pub(crate) use table::table;
