@@ -19,3 +19,6 @@ pub mod preflight;
 mod quantizing;
 pub mod quantization_config;
 pub mod work;
+
+#[cfg(test)]
+mod tests;
