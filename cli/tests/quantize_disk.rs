@@ -72,6 +72,19 @@ fn a_disk_that_is_too_small_is_refused_before_any_work() {
 }
 
 #[test]
+fn a_mount_point_is_not_replaced() {
+    let scratch = Scratch::new();
+    let source = scratch.checkpoint("source", &tiny());
+    let Some(disk) = Disk::mount(scratch.path("disk"), 128) else {
+        return;
+    };
+    run(&mut quantize(&source, &disk.0, "--fp8")).refused(&["disk` exists", "hint:"]);
+    run(&mut quantize(&source, &disk.0, "--fp8 --force")).refused(&["disk` is where another disk is mounted", "hint:"]);
+    assert!(!partial(&disk.0).exists());
+    run(&mut quantize(&source, &disk.0.join("out"), "--fp8 --force")).ok();
+}
+
+#[test]
 fn a_disk_that_fills_up_stops_the_run_and_room_lets_it_go_on() {
     let scratch = Scratch::new();
     let source = slow_source();

@@ -599,6 +599,53 @@ fn a_recipe_mixes_schemes_and_keeps() {
 }
 
 #[test]
+fn layers_and_experts_with_two_digits_are_told_apart() {
+    let scratch = Scratch::new();
+    let small = Spec {
+        hidden_size: 32,
+        intermediate_size: 32,
+        intermediate_size_mlp: 32,
+        head_dim: 8,
+        ..tiny()
+    };
+    let source = scratch.checkpoint(
+        "source",
+        &Spec {
+            layers: 12,
+            experts: 12,
+            text_only: true,
+            interleave_moe_layer_step: 2,
+            ..small
+        },
+    );
+    let (out, recipe) = (scratch.path("out"), scratch.path("recipe.toml"));
+    let text = r"
+        [[rule]]
+        match = 'feed_forward\..*_proj$'
+        scheme = 'fp8-dynamic'
+        method = 'rtn'
+        [[rule]]
+        match = 'experts\.1\.'
+        keep = true
+        [[rule]]
+        match = '^layers\.(1|2)\.'
+        scheme = 'w4a16'
+        group_size = 32
+        method = 'rtn'
+        [[rule]]
+        match = 'router|norm'
+        keep = true
+    ";
+    fs::write(&recipe, text).unwrap();
+    run(&mut quantize(&source, &out, &format!("--recipe {}", recipe.display()))).ok();
+    let schemes = check_output(&out, &source);
+    // Layer 1: experts, shared expert and attention; layer 2: dense and attention. Of the other layers five have 11
+    // experts that are not kept and a shared one, and five are dense.
+    assert_eq!(schemes["w4a16"], 13 * 3 + 4 + 3 + 4);
+    assert_eq!(schemes["fp8-dynamic"], 5 * 12 * 3 + 5 * 3);
+}
+
+#[test]
 fn quantized_weights_that_are_kept_stay_bit_for_bit() {
     for (name, flags) in [
         ("ct-fp8-channel", "--int4 --group-size 32"),

@@ -147,6 +147,28 @@ fn a_reader_that_goes_away_is_no_error() {
 }
 
 #[test]
+fn names_are_relative_to_the_working_folder() {
+    let scratch = Scratch::new();
+    let source = scratch.checkpoint("source", &tiny());
+    for (out, found) in [
+        ("out", "out"),
+        ("./dot", "dot"),
+        ("slash/", "slash"),
+        ("new/deep", "new/deep"),
+        ("source/../up", "up"),
+    ] {
+        let mut command = quantize("source".as_ref(), out.as_ref(), INT4);
+        run(command.current_dir(scratch.path(""))).ok();
+        assert!(scratch.path(found).join("l4tool.manifest.json").exists(), "{out}");
+    }
+    for out in [".", "..", "source/..", "source/out", "../source/out", ""] {
+        let mut command = quantize(".".as_ref(), out.as_ref(), INT4);
+        run(command.current_dir(&source)).refused(&[]);
+    }
+    assert!(!source.join("out.partial").exists());
+}
+
+#[test]
 fn a_dry_run_writes_nothing_and_tells_what_would_be() {
     let scratch = Scratch::new();
     let source = scratch.checkpoint("source", &tiny());

@@ -51,10 +51,30 @@ fn partial_path(out: &Path) -> Result<PathBuf> {
 pub fn check_destination(out: &Path, source: &Path, existing: Existing) -> Result<()> {
     let folder = partial_path(out)?;
     check_apart(out, &folder, source)?;
-    if out.symlink_metadata().is_ok() && !existing.force {
-        return Err(hint(format!("`{}` exists", out.display()), "`--force` replaces it; or choose another output"));
+    if let Ok(metadata) = out.symlink_metadata() {
+        if !existing.force {
+            return Err(hint(format!("`{}` exists", out.display()), "`--force` replaces it; or choose another output"));
+        }
+        check_movable(out, &metadata)?;
     }
     check_ours(&folder)
+}
+
+/// Refuses a mount point before the work: no rename can put something in its place.
+fn check_movable(out: &Path, metadata: &fs::Metadata) -> Result<()> {
+    use std::os::unix::fs::MetadataExt;
+    match parent(out).metadata() {
+        Ok(folder) if folder.dev() != metadata.dev() => Err(hint(
+            format!("`{}` is where another disk is mounted, and cannot be replaced", out.display()),
+            "choose a new folder inside it",
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// The folder that holds `path`.
+fn parent(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 /// Keeps output and source apart. Partial work is removed at the end, so the source must not lie in its folder either.
@@ -209,8 +229,7 @@ impl Partial {
         } else {
             rename_new(&model, &self.out).with_context(context)?;
         }
-        let parent = self.out.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        sync_folder(parent).with_context(context)?;
+        sync_folder(parent(&self.out)).with_context(context)?;
         remove(&self.folder).with_context(|| format!("removing `{}`", self.folder.display()))
     }
 }
