@@ -299,7 +299,7 @@ fn files_that_may_not_be_read() {
     let scratch = Scratch::new();
     let source = scratch.checkpoint("source", &tiny());
     let weights = source.join("model.safetensors");
-    fs::set_permissions(&weights, fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(&weights, fs::Permissions::from_mode(0o000)).unwrap();
     if fs::File::open(&weights).is_ok() {
         eprintln!("SKIPPED: this user may read every file (root), so no file can be made unreadable");
         return;

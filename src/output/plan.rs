@@ -234,7 +234,7 @@ impl PlanBuilder {
         let mut offset = 0_u64;
         shard.iter().all(|&id| {
             let tensor = &self.tensors[id];
-            let aligned = (offset * 8).is_multiple_of(tensor.dtype.bits().max(8) as u64);
+            let aligned = (offset * 8).is_multiple_of(tensor.dtype.bits().max(8));
             offset += tensor.bytes;
             aligned
         })

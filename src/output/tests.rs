@@ -200,7 +200,7 @@ fn files_are_cut_between_modules_and_aligned() {
         for tensor in file.tensors.iter().map(|&id| &plan.tensors[id]) {
             assert_eq!(tensor.offset, end, "{}", tensor.name);
             assert!(
-                tensor.offset.is_multiple_of(tensor.dtype.bits() as u64 / 8),
+                tensor.offset.is_multiple_of(tensor.dtype.bits() / 8),
                 "{} is not aligned",
                 tensor.name
             );
