@@ -95,20 +95,29 @@ fn killed_at_twenty_random_moments_and_run_again_gives_the_same_bytes() {
     let mut rng = Rng::new(20, "kills");
     let mut in_the_middle = 0;
     for round in 0..20 {
-        // The last moments are the ones in which files are synced, renamed and removed: a third of the kills go there.
-        let share = if round % 3 == 2 {
-            0.85 + 0.25 * rng.uniform()
-        } else {
-            rng.uniform()
-        };
         let out = subject.scratch.path(&format!("out{round}"));
         let mut child = start(&mut quantize(&subject.source, &out, flags));
-        std::thread::sleep(length.mul_f32(share));
+        let moment = if round % 2 == 0 {
+            // By progress, because a machine with other work gives no two runs the same time.
+            let lines = 1 + rng.below(120);
+            wait_until(&mut child, || journal_lines(&out) >= lines);
+            std::thread::sleep(Duration::from_micros(rng.below(3000) as u64));
+            format!("after {lines} lines")
+        } else {
+            // By time; half of these in the last moments, when files are synced, renamed and removed.
+            let share = if round % 4 == 3 {
+                0.85 + 0.25 * rng.uniform()
+            } else {
+                rng.uniform()
+            };
+            std::thread::sleep(length.mul_f32(share));
+            format!("at {share:.3} of {length:?}")
+        };
         // It may have ended already.
         let _ = child.kill();
         child.wait().unwrap();
         in_the_middle += usize::from(journal_lines(&out) > 1);
-        subject.finish(&out, flags, &format!("kill {round} at {share:.3} of {length:?}"));
+        subject.finish(&out, flags, &format!("kill {round} {moment}"));
         fs::remove_dir_all(&out).unwrap();
     }
     assert!(
