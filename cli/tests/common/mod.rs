@@ -5,6 +5,8 @@
 // Every test file uses a part of it.
 #![allow(dead_code, clippy::unwrap_used)]
 
+pub(crate) mod oracle;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
