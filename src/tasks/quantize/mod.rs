@@ -102,7 +102,11 @@ pub fn run(options: &Options, control: &Control<'_>) -> Result<Report> {
             return Err(error);
         }
     };
-    model.checkpoint.unchanged()?;
+    if let Err(error) = model.checkpoint.unchanged() {
+        // What was read is neither the old source nor the new one.
+        partial.discard();
+        return Err(error.into());
+    }
     let weights = report::weights(model, choice, plan, &filled.totals);
     let manifest = manifest(options, &prepared, origin, &filled, &weights);
     for file in companions.iter().chain([&manifest]) {
