@@ -3,5 +3,6 @@
 pub(crate) mod inspect;
 pub(crate) mod quantize;
 mod table;
+pub(crate) mod verify;
 
 pub(crate) use table::table;
