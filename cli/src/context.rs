@@ -4,7 +4,9 @@ use std::io::{self, IsTerminal, Write};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow};
+use l4::kernels::gemm::{self, GemmPath};
+use l4::kernels::{self, Isa};
 use l4::progress::{Control, Progress};
 use serde::Serialize;
 
@@ -102,16 +104,15 @@ fn default_memory() -> u64 {
     machine.map_or(MOST, |kibibytes| MOST.min(kibibytes * 1024 / 2))
 }
 
+/// Forces an instruction set on all kernels, or leaves each at the best that the machine has.
 fn select_kernels(kernels: Kernels) -> Result<()> {
-    use l4::kernels::{Isa, select};
-    let isa = match kernels {
+    let (isa, path) = match kernels {
         Kernels::Auto => return Ok(()),
-        Kernels::Scalar => Isa::Scalar,
-        Kernels::Avx2 => Isa::Avx2,
-        Kernels::Avx512 | Kernels::Amx => Isa::Avx512,
+        Kernels::Scalar => (Isa::Scalar, GemmPath::Scalar),
+        Kernels::Avx2 => (Isa::Avx2, GemmPath::Avx2),
+        Kernels::Avx512 => (Isa::Avx512, GemmPath::Avx512),
+        Kernels::Amx => (Isa::Avx512, GemmPath::Amx),
     };
-    if let Err(error) = select(Some(isa)) {
-        bail!("--kernels: {error}");
-    }
-    Ok(())
+    kernels::select(Some(isa)).context("--kernels")?;
+    gemm::select(path).map_err(|error| anyhow!("{error}")).context("--kernels")
 }

@@ -74,10 +74,24 @@ fn push_line(text: &mut String, label: &str, color: &str, message: &str, colored
 }
 
 fn hint_of(error: &anyhow::Error) -> Option<String> {
-    error.chain().find_map(|cause| {
-        let own = cause.downcast_ref::<Hint>().map(|hint| hint.hint.clone());
-        own.or_else(|| cause.downcast_ref::<FormatError>()?.hint())
+    // A hint that was added as context is found by the error itself and not among the causes.
+    let context = error.downcast_ref::<Hint>().map(|hint| hint.hint.clone());
+    context.or_else(|| {
+        error.chain().find_map(|cause| {
+            let own = cause.downcast_ref::<Hint>().map(|hint| hint.hint.clone());
+            let format = || cause.downcast_ref::<FormatError>()?.hint();
+            own.or_else(format).or_else(|| disk_hint(cause.downcast_ref::<io::Error>()?))
+        })
     })
+}
+
+/// What to do about a disk that takes no more. What is finished is kept in any case.
+fn disk_hint(error: &io::Error) -> Option<String> {
+    let full = matches!(
+        error.kind(),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge
+    );
+    full.then(|| "make room (disk, quota or limit on file sizes), then run the same command again to go on".to_owned())
 }
 
 fn is_broken_pipe(error: &io::Error) -> bool {

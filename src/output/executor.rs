@@ -6,6 +6,7 @@
 
 use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions};
+use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::OnceLock;
@@ -19,7 +20,8 @@ use super::journal::Finished;
 use super::partial::Partial;
 use super::plan::{OutFile, Plan, Task};
 use super::preflight;
-use super::work::Buffers;
+use super::work::{BadWeight, Buffers};
+use crate::error::Hint;
 use crate::llama4::Llama4;
 use crate::parallel;
 use crate::progress::{Control, Unit};
@@ -49,7 +51,7 @@ struct Target<'a> {
 /// Fills every file of `plan` inside `partial`, going on from `finished`.
 ///
 /// # Errors
-/// [`Interrupted`](crate::error::Interrupted) after a safe stop; [`super::work::BadWeight`] if a weight cannot be used; otherwise what the disk or
+/// [`Interrupted`](crate::error::Interrupted) after a safe stop; [`BadWeight`] if a weight cannot be used; otherwise what the disk or
 /// the source refused, with the name of the file or the weight.
 pub fn fill(
     plan: &Plan,
@@ -132,7 +134,7 @@ impl<'a> Target<'a> {
         match rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, plan.bytes) {
             // A file system that cannot reserve shows a full disk while it is written.
             Ok(()) | Err(rustix::io::Errno::OPNOTSUPP) => {}
-            Err(error) => return Err(anyhow::Error::from(error).context(context())),
+            Err(error) => return Err(io::Error::from(error)).with_context(context),
         }
         Ok(Self { plan, file, hash: FileHash::default() })
     }
@@ -210,7 +212,7 @@ impl Run<'_> {
     /// Computes one task, writes it and records it.
     fn perform(&self, index: usize, buffers: &mut Buffers) -> Result<()> {
         let task: &Task = &self.plan.tasks[index];
-        let totals = task.work.run(self.model, &task.writes, buffers)?;
+        let totals = task.work.run(self.model, &task.writes, buffers).map_err(|error| self.locate(task, error))?;
         let mut digest = Xxh3::new();
         for (region, bytes) in task.writes.iter().zip(task.work.results(self.model, buffers, task.writes.len())) {
             assert_eq!(bytes.len() as u64, region.bytes, "`{}`", self.plan.tensors[region.tensor].name);
@@ -224,6 +226,19 @@ impl Run<'_> {
         self.mark_finished(index)?;
         self.control.progress.advance(task.source_bytes);
         Ok(())
+    }
+
+    /// Says in which file of the source a weight lies that cannot be used.
+    fn locate(&self, task: &Task, error: anyhow::Error) -> anyhow::Error {
+        if !error.is::<BadWeight>() {
+            return error;
+        }
+        let checkpoint = &self.model.checkpoint;
+        let file = checkpoint.files()[checkpoint.tensors()[task.work.tensor(self.model)].file].path.display();
+        error.context(Hint {
+            message: format!("`{file}` holds a weight that cannot be used"),
+            hint: "the file is damaged, or the model was saved after it diverged; fetch it again".into(),
+        })
     }
 
     fn mark_finished(&self, task: usize) -> Result<()> {

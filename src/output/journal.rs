@@ -12,7 +12,7 @@
 //! survived (a power cut may lose them) is found out by digest when a run goes on.
 
 use std::collections::BTreeMap;
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -66,39 +66,57 @@ impl Journal {
     /// Another process holds it, it belongs to a run with another identity, or it cannot be read or written.
     pub fn open(path: &Path, identity: &Identity) -> Result<(Self, Vec<Finished>)> {
         let context = || format!("opening the journal `{}`", path.display());
-        let mut file = OpenOptions::new()
+        let file = OpenOptions::new()
             .read(true)
             .write(true)
             .create(true)
             .truncate(false)
             .open(path)
             .with_context(context)?;
-        if file.try_lock().is_err() {
-            return Err(hint(
-                format!("`{}` is in use by another l4tool", path.display()),
-                "wait for it to finish, or choose another output",
-            ));
-        }
+        lock(&file, path)?;
+        Self::read(path, file, identity)
+    }
+
+    /// Reads a journal that is open and locked already.
+    ///
+    /// # Errors
+    /// As [`Journal::open`].
+    pub(super) fn read(path: &Path, mut file: File, identity: &Identity) -> Result<(Self, Vec<Finished>)> {
+        let context = || format!("opening the journal `{}`", path.display());
         let mut text = Vec::new();
         file.read_to_end(&mut text).with_context(context)?;
         let whole = text.iter().rposition(|&byte| byte == b'\n').map_or(0, |last| last + 1);
         let mut lines = text[..whole].split_inclusive(|&byte| byte == b'\n');
-        let finished = match lines.next() {
-            Some(head) => {
-                same_identity(head, identity, path)?;
-                lines.map_while(parse).collect()
+        let mut finished = Vec::new();
+        let mut understood = 0;
+        if let Some(head) = lines.next() {
+            same_identity(head, identity, path)?;
+            understood = head.len();
+            for (line, done) in lines.map_while(|line| Some((line, parse(line)?))) {
+                understood += line.len();
+                finished.push(done);
             }
-            None => Vec::new(),
-        };
-        // Only what was understood stays: the rest is a torn line, or worse, and is done again.
-        file.set_len(0).and_then(|()| file.seek(SeekFrom::Start(0))).with_context(context)?;
-        let head = Head { schema: SCHEMA.into(), identity: identity.clone() };
-        let mut kept = serde_json::to_string(&head)? + "\n";
-        for done in &finished {
-            kept += &line(done)?;
         }
-        file.write_all(kept.as_bytes()).and_then(|()| file.sync_data()).with_context(context)?;
+        // Only what was understood stays: the rest is a torn line, or worse, and is done again. Nothing else is
+        // written anew, so that being killed here loses no work.
+        let end = understood as u64;
+        file.set_len(end).and_then(|()| file.seek(SeekFrom::Start(end))).with_context(context)?;
+        if understood == 0 {
+            let head = Head { schema: SCHEMA.into(), identity: identity.clone() };
+            let head = serde_json::to_string(&head)? + "\n";
+            file.write_all(head.as_bytes()).with_context(context)?;
+        }
+        file.sync_data().with_context(context)?;
         Ok((Self { path: path.into(), file: Mutex::new(file) }, finished))
+    }
+
+    /// Whether `path` is a journal of l4tool, of whatever run and version, or the torn beginning of one.
+    pub(super) fn is_one(path: &Path) -> bool {
+        const BEGINNING: &[u8] = br#"{"schema":"l4tool.journal/"#;
+        let Ok(file) = File::open(path) else { return false };
+        let mut text = Vec::new();
+        let read = file.take(BEGINNING.len() as u64).read_to_end(&mut text);
+        read.is_ok() && BEGINNING.starts_with(&text)
     }
 
     /// Records a finished task.
@@ -110,6 +128,39 @@ impl Journal {
         let mut file = self.file.lock().expect("no writer panics while it holds the lock");
         file.write_all(line.as_bytes()).with_context(|| format!("writing the journal `{}`", self.path.display()))
     }
+}
+
+/// Takes an open journal for this process alone, until the file is closed.
+///
+/// # Errors
+/// Says which process has it.
+pub(super) fn lock(file: &File, path: &Path) -> Result<()> {
+    match file.try_lock() {
+        Ok(()) => Ok(()),
+        Err(TryLockError::WouldBlock) => {
+            let who = holder(file).map_or_else(String::new, |pid| format!(" (process {pid})"));
+            Err(hint(
+                format!("`{}` is in use by another l4tool{who}", path.display()),
+                "wait for it to finish, or choose another output",
+            ))
+        }
+        Err(TryLockError::Error(error)) => {
+            Err(error).with_context(|| format!("locking `{}`", path.display()))
+        }
+    }
+}
+
+/// The process that has a file locked, where the system tells: `1: FLOCK ADVISORY WRITE 4711 fe:00:131 0 EOF`
+/// (`proc_locks(5)`), with the file's inode behind the device.
+fn holder(file: &File) -> Option<u32> {
+    use std::os::unix::fs::MetadataExt;
+    let inode = file.metadata().ok()?.ino().to_string();
+    let locks = std::fs::read_to_string("/proc/locks").ok()?;
+    locks.lines().find_map(|line| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let [_, "FLOCK", _, _, pid, place, ..] = fields[..] else { return None };
+        (place.rsplit(':').next() == Some(inode.as_str())).then(|| pid.parse().ok())?
+    })
 }
 
 fn line(finished: &Finished) -> Result<String> {

@@ -20,3 +20,6 @@ mod quantizing;
 pub mod quantization_config;
 pub mod tensor_file;
 pub mod work;
+
+#[cfg(test)]
+mod tests;

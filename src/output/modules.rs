@@ -40,14 +40,24 @@ pub struct Target {
 /// # Errors
 /// A group size that does not divide a weight's inputs, with the weight's name.
 pub fn plan_weights(builder: &mut PlanBuilder, model: &Llama4, targets: &[Option<Target>]) -> Result<()> {
+    plan_in_tasks_of(TASK_OUTPUT_BYTES_MAX, builder, model, targets)
+}
+
+/// [`plan_weights`] with tasks that write at most `bytes_max` each, or [`TASK_OUTS`] rows.
+pub(super) fn plan_in_tasks_of(
+    bytes_max: u64,
+    builder: &mut PlanBuilder,
+    model: &Llama4,
+    targets: &[Option<Target>],
+) -> Result<()> {
     assert_eq!(targets.len(), model.weights.len());
     let mut index = 0;
     while index < model.weights.len() {
         let pair = shares_pages(model, targets, index);
         let together = if pair { 2 } else { 1 };
         match targets[index] {
-            Some(_) => plan_quantized(builder, model, index..index + together, targets)?,
-            None => plan_kept(builder, model, index)?,
+            Some(_) => plan_quantized(bytes_max, builder, model, index..index + together, targets)?,
+            None => plan_kept(bytes_max, builder, model, index)?,
         }
         index += together;
     }
@@ -111,6 +121,7 @@ fn store(builder: &mut PlanBuilder, model: &Llama4, weight: &Weight, scheme: Sch
 }
 
 fn plan_quantized(
+    bytes_max: u64,
     builder: &mut PlanBuilder,
     model: &Llama4,
     weights: std::ops::Range<usize>,
@@ -124,8 +135,7 @@ fn plan_quantized(
     }
     let (out, _) = model.weights[modules[0].0].matrix();
     let row_bytes: u64 = modules.iter().map(|(.., stored)| stored.row_bytes(builder, out)).sum();
-    let fitting = usize::try_from(TASK_OUTPUT_BYTES_MAX / row_bytes.max(1)).unwrap_or(usize::MAX);
-    let step = (fitting / TASK_OUTS * TASK_OUTS).clamp(TASK_OUTS, out.next_multiple_of(TASK_OUTS));
+    let step = outs_per_task(bytes_max, row_bytes, out);
     for first in (0..out).step_by(step) {
         let outs = first..(first + step).min(out);
         let mut parts = Vec::with_capacity(modules.len());
@@ -140,6 +150,12 @@ fn plan_quantized(
         builder.task(Task { work, writes, source_bytes, memory: output + working });
     }
     Ok(())
+}
+
+/// Rows of `row_bytes` each, out of `out`, that one task writes.
+fn outs_per_task(bytes_max: u64, row_bytes: u64, out: usize) -> usize {
+    let fitting = usize::try_from(bytes_max / row_bytes.max(1)).unwrap_or(usize::MAX);
+    (fitting / TASK_OUTS * TASK_OUTS).clamp(TASK_OUTS, out.next_multiple_of(TASK_OUTS))
 }
 
 impl Stored {
@@ -168,11 +184,11 @@ impl Stored {
 }
 
 /// Plans a weight that stays as it is.
-fn plan_kept(builder: &mut PlanBuilder, model: &Llama4, index: usize) -> Result<()> {
+fn plan_kept(bytes_max: u64, builder: &mut PlanBuilder, model: &Llama4, index: usize) -> Result<()> {
     let weight = &model.weights[index];
     builder.begin_module();
     match weight.coding {
-        Coding::Plain(plane) if plane.layout == Layout::InOut => plan_unfused(builder, model, index, plane),
+        Coding::Plain(plane) if plane.layout == Layout::InOut => plan_unfused(bytes_max, builder, model, index, plane),
         Coding::Plain(plane) => plan_copy(builder, model, plane.tensor, Some(plane.float)),
         Coding::Int4 { packed, scale, zero_point, shape, .. } => {
             for tensor in [Some(packed), Some(scale), zero_point, Some(shape)].into_iter().flatten() {
@@ -204,14 +220,19 @@ fn plan_copy(builder: &mut PlanBuilder, model: &Llama4, source: usize, float: Op
 }
 
 /// One expert's plain matrix, taken out of its fused tensor and turned to `[out, in]`.
-fn plan_unfused(builder: &mut PlanBuilder, model: &Llama4, index: usize, plane: Plane) -> Result<()> {
+fn plan_unfused(
+    bytes_max: u64,
+    builder: &mut PlanBuilder,
+    model: &Llama4,
+    index: usize,
+    plane: Plane,
+) -> Result<()> {
     let weight = &model.weights[index];
     let (out, input) = weight.matrix();
     let name = format!("{}.weight", Prefixes::of(model.config.model).physical(&weight.name));
     let tensor = builder.tensor(name, plane.float.dtype(), vec![out as u64, input as u64])?;
     let row_bytes = input as u64 * plane.float.bytes() as u64;
-    let fitting = usize::try_from(TASK_OUTPUT_BYTES_MAX / row_bytes.max(1)).unwrap_or(usize::MAX);
-    let step = (fitting / TASK_OUTS * TASK_OUTS).clamp(TASK_OUTS, out.next_multiple_of(TASK_OUTS));
+    let step = outs_per_task(bytes_max, row_bytes, out);
     for first in (0..out).step_by(step) {
         let outs = first..(first + step).min(out);
         let bytes = outs.len() as u64 * row_bytes;

@@ -3,14 +3,18 @@
 //! `OUT` is complete or absent: it appears by one rename after everything in it was synced. With `force` an existing `OUT`
 //! is exchanged in one step and removed afterwards.
 
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
-use super::journal::{Finished, Identity, Journal};
+use super::journal::{self, Finished, Identity, Journal};
 use crate::error::hint;
+
+/// Names inside `OUT.partial`.
+const JOURNAL: &str = "journal";
+const MODEL: &str = "model";
 
 /// What to do about what is already there.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -40,30 +44,77 @@ fn partial_path(out: &Path) -> Result<PathBuf> {
     Ok(out.with_file_name(name))
 }
 
-/// Refuses an output that is in the way, or that lies inside the source (or the source inside it).
+/// Refuses an output that lies inside the source (or the source inside it), or that is in the way.
 ///
 /// # Errors
 /// Says which.
 pub fn check_destination(out: &Path, source: &Path, existing: Existing) -> Result<()> {
-    partial_path(out)?;
-    if out.symlink_metadata().is_ok() && !existing.force {
-        return Err(hint(format!("`{}` exists", out.display()), "`--force` replaces it; or choose another output"));
+    let folder = partial_path(out)?;
+    check_apart(out, &folder, source)?;
+    if let Ok(metadata) = out.symlink_metadata() {
+        if !existing.force {
+            return Err(hint(format!("`{}` exists", out.display()), "`--force` replaces it; or choose another output"));
+        }
+        check_movable(out, &metadata)?;
     }
-    let source = source.canonicalize().with_context(|| format!("looking up `{}`", source.display()))?;
-    let out_real = resolve(out)?;
-    if out_real.starts_with(&source) {
+    check_ours(&folder)
+}
+
+/// Refuses a mount point before the work: no rename can put something in its place.
+fn check_movable(out: &Path, metadata: &fs::Metadata) -> Result<()> {
+    use std::os::unix::fs::MetadataExt;
+    match parent(out).metadata() {
+        Ok(folder) if folder.dev() != metadata.dev() => Err(hint(
+            format!("`{}` is where another disk is mounted, and cannot be replaced", out.display()),
+            "choose a new folder inside it",
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// The folder that holds `path`.
+fn parent(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// Keeps output and source apart. Partial work is removed at the end, so the source must not lie in its folder either.
+fn check_apart(out: &Path, folder: &Path, source: &Path) -> Result<()> {
+    let source_real = source.canonicalize().with_context(|| format!("looking up `{}`", source.display()))?;
+    let (out_real, folder_real) = (resolve(out)?, resolve(folder)?);
+    if out_real.starts_with(&source_real) {
         return Err(hint(
             format!("the output `{}` lies inside the source `{}`", out.display(), source.display()),
             "choose an output outside the source folder",
         ));
     }
-    if source.starts_with(&out_real) {
-        return Err(hint(
-            format!("the source `{}` lies inside the output `{}`", source.display(), out.display()),
-            "choose an output that does not hold the source",
-        ));
+    for (place, shown) in [(out_real, out), (folder_real, folder)] {
+        if source_real.starts_with(&place) {
+            return Err(hint(
+                format!("the source `{}` lies inside `{}`, where the output is made", source.display(), shown.display()),
+                "choose an output that does not hold the source",
+            ));
+        }
     }
     Ok(())
+}
+
+/// Refuses to work in, and later to remove, a folder that only happens to be called `OUT.partial`.
+fn check_ours(folder: &Path) -> Result<()> {
+    let refuse = || {
+        Err(hint(
+            format!("`{}` is in the way: it is not the partial work of l4tool", folder.display()),
+            "move it away, or choose another output",
+        ))
+    };
+    match fs::read_dir(folder) {
+        Ok(mut entries) => {
+            let ours = entries.next().is_none() || Journal::is_one(&folder.join(JOURNAL));
+            if ours { Ok(()) } else { refuse() }
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotADirectory => refuse(),
+        Err(error) => Err(error).with_context(|| format!("looking into `{}`", folder.display())),
+    }
 }
 
 /// What an earlier run of the same command finished, if it published `out` and was killed before it could clean up.
@@ -73,14 +124,31 @@ pub fn check_destination(out: &Path, source: &Path, existing: Existing) -> Resul
 /// Another process holds the leftovers, or the disk refuses.
 pub fn take_published(out: &Path, identity: &Identity) -> Result<Option<Vec<Finished>>> {
     let folder = partial_path(out)?;
-    let journal = folder.join("journal");
-    if !(out.exists() && journal.exists()) || folder.join("model").exists() {
+    let path = folder.join(JOURNAL);
+    if !out.exists() || folder.join(MODEL).exists() || !Journal::is_one(&path) {
         return Ok(None);
     }
+    let Ok(file) = OpenOptions::new().read(true).write(true).open(&path) else { return Ok(None) };
+    journal::lock(&file, &path)?;
     // Leftovers of another command say nothing about this one; that `out` exists is then for the caller to find.
-    let finished = Journal::open(&journal, identity).ok().map(|(_, finished)| finished);
-    fs::remove_dir_all(&folder).with_context(|| format!("removing `{}`", folder.display()))?;
-    Ok(finished)
+    let read = Journal::read(&path, file, identity).ok();
+    remove(&folder).with_context(|| format!("removing `{}`", folder.display()))?;
+    Ok(read.map(|(_held, finished)| finished))
+}
+
+/// Removes a folder of partial work. The journal goes last: it is what tells whose folder this is.
+fn remove(folder: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        if entry.file_name() == JOURNAL {
+            continue;
+        }
+        if entry.file_type()?.is_dir() { fs::remove_dir_all(entry.path()) } else { fs::remove_file(entry.path()) }?;
+    }
+    match fs::remove_file(folder.join(JOURNAL)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => fs::remove_dir(folder),
+    }
 }
 
 /// The real path of something that may not exist yet.
@@ -96,7 +164,7 @@ pub fn reserved_bytes(out: &Path) -> u64 {
     use std::os::unix::fs::MetadataExt;
     const BLOCK: u64 = 512;
     let Ok(folder) = partial_path(out) else { return 0 };
-    let Ok(entries) = fs::read_dir(folder.join("model")) else { return 0 };
+    let Ok(entries) = fs::read_dir(folder.join(MODEL)) else { return 0 };
     entries.flatten().filter_map(|entry| Some(entry.metadata().ok()?.blocks() * BLOCK)).sum()
 }
 
@@ -115,7 +183,7 @@ impl Partial {
         let shown = folder.display().to_string();
         let context = || format!("creating `{shown}`");
         fs::create_dir_all(&folder).with_context(context)?;
-        let journal_path = folder.join("journal");
+        let journal_path = folder.join(JOURNAL);
         if existing.restart {
             Self::clear(&folder, &journal_path)?;
         }
@@ -127,28 +195,24 @@ impl Partial {
 
     /// Throws away an earlier run's work, unless a living process holds it.
     fn clear(folder: &Path, journal: &Path) -> Result<()> {
-        if let Ok(file) = File::open(journal)
-            && file.try_lock().is_err()
-        {
-            return Err(hint(
-                format!("`{}` is in use by another l4tool", journal.display()),
-                "wait for it to finish, or choose another output",
-            ));
+        let held = File::open(journal);
+        if let Ok(file) = &held {
+            journal::lock(file, journal)?;
         }
-        fs::remove_dir_all(folder)
+        remove(folder)
             .and_then(|()| fs::create_dir_all(folder))
             .with_context(|| format!("clearing `{}`", folder.display()))
     }
 
     /// The folder that becomes the output.
     pub fn model(&self) -> PathBuf {
-        self.folder.join("model")
+        self.folder.join(MODEL)
     }
 
     /// Removes the work in progress: nothing in it can be of use to another run.
     pub fn discard(self) {
         // The error that led here is what the caller reports; a folder that stays behind does no harm.
-        let _ = fs::remove_dir_all(&self.folder);
+        let _ = remove(&self.folder);
     }
 
     /// Makes the finished folder the output. Every file in it must have been synced.
@@ -160,13 +224,13 @@ impl Partial {
         let context = || format!("moving `{}` to `{}`", model.display(), self.out.display());
         sync_folder(&model).with_context(context)?;
         if existing.force && self.out.symlink_metadata().is_ok() {
-            exchange(&model, &self.out).with_context(context)?;
+            let replaced = self.folder.join("replaced");
+            exchange(&model, &self.out, &replaced).with_context(context)?;
         } else {
             rename_new(&model, &self.out).with_context(context)?;
         }
-        let parent = self.out.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        sync_folder(parent).with_context(context)?;
-        fs::remove_dir_all(&self.folder).with_context(|| format!("removing `{}`", self.folder.display()))
+        sync_folder(parent(&self.out)).with_context(context)?;
+        remove(&self.folder).with_context(|| format!("removing `{}`", self.folder.display()))
     }
 }
 
@@ -180,16 +244,17 @@ fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
     }
 }
 
-/// Swaps two folders in one step; the old output is then inside the partial folder and goes with it.
-fn exchange(new: &Path, old: &Path) -> io::Result<()> {
+/// Swaps two folders in one step; the old output then lies in `aside`, inside the partial folder, and goes with it.
+fn exchange(new: &Path, old: &Path, aside: &Path) -> io::Result<()> {
     use rustix::fs::{CWD, RenameFlags, renameat_with};
     match renameat_with(CWD, new, CWD, old, RenameFlags::EXCHANGE) {
         Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => {
-            let aside = new.with_file_name("replaced");
-            fs::rename(old, &aside)?;
+            fs::rename(old, aside)?;
             fs::rename(new, old)
         }
-        other => Ok(other?),
+        // Nobody must take the old output for partial work if this process is killed now.
+        Ok(()) => fs::rename(new, aside),
+        Err(error) => Err(error.into()),
     }
 }
 

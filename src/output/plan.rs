@@ -209,6 +209,11 @@ impl PlanBuilder {
 
     /// Gives the tensors of one file their offsets.
     fn lay_out(&mut self, file: usize, name: String, mut shard: Vec<OutTensorId>) -> Result<OutFile> {
+        let data = shard.iter().try_fold(0_u64, |sum, &id| sum.checked_add(self.tensors[id].bytes));
+        // The header's offsets and the bits of an offset must fit as well.
+        if data.is_none_or(|data| data > u64::MAX / 16) {
+            bail!("`{name}` would be larger than any file can be");
+        }
         if !self.is_aligned(&shard) {
             // Readers view tensor data in place, so every tensor must begin at a multiple of its element size, and
             // the format allows no gaps. The largest elements first always gives that.
@@ -219,10 +224,7 @@ impl PlanBuilder {
         for &id in &shard {
             self.tensors[id].file = file;
             self.tensors[id].offset = offset;
-            let Some(end) = offset.checked_add(self.tensors[id].bytes) else {
-                bail!("`{name}` would be larger than any file can be");
-            };
-            offset = end;
+            offset += self.tensors[id].bytes;
         }
         Ok(OutFile { name, header, bytes: offset, tensors: shard })
     }
@@ -232,7 +234,7 @@ impl PlanBuilder {
         let mut offset = 0_u64;
         shard.iter().all(|&id| {
             let tensor = &self.tensors[id];
-            let aligned = (offset * 8).is_multiple_of(tensor.dtype.bits().max(8) as u64);
+            let aligned = (offset * 8).is_multiple_of(tensor.dtype.bits().max(8));
             offset += tensor.bytes;
             aligned
         })

@@ -51,13 +51,18 @@ pub fn disk_free(out: &Path) -> Result<u64> {
     Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
-/// Refuses a disk that has no room for an output of `bytes`; what an interrupted run reserved already counts as there.
+/// Bytes that must be free on the disk for an output of `bytes`; what an interrupted run reserved already is not
+/// needed again.
+pub fn disk_needed(out: &Path, bytes: u64) -> u64 {
+    bytes.saturating_sub(partial::reserved_bytes(out)).saturating_add(DISK_MARGIN_BYTES)
+}
+
+/// Refuses a disk that has no room for an output of `bytes`.
 ///
 /// # Errors
 /// Says how much is needed and how much there is.
 pub fn check_disk(out: &Path, bytes: u64) -> Result<()> {
-    let free = disk_free(out)?;
-    let needed = bytes.saturating_sub(partial::reserved_bytes(out)).saturating_add(DISK_MARGIN_BYTES);
+    let (free, needed) = (disk_free(out)?, disk_needed(out, bytes));
     if free >= needed {
         return Ok(());
     }

@@ -122,10 +122,13 @@ fn dynamic(mut arguments: Value) -> Value {
     arguments
 }
 
+/// Numbers of experts; `None` for a module that is no expert's.
+type Experts = BTreeSet<Option<usize>>;
+
 /// A set of modules: for each role, which layers, and in these which experts.
 #[derive(Default)]
 struct Selection {
-    modules: BTreeMap<Role, BTreeMap<usize, BTreeSet<Option<usize>>>>,
+    modules: BTreeMap<Role, BTreeMap<usize, Experts>>,
 }
 
 impl Selection {
@@ -142,8 +145,8 @@ impl Selection {
     /// Regexes that match exactly the modules whose role is `wanted`.
     fn patterns(&self, prefixes: Prefixes, wanted: impl Fn(Role) -> bool) -> Vec<String> {
         // Modules that share their layers and experts share a regex.
-        let mut by_experts: BTreeMap<(&BTreeSet<Option<usize>>, Vec<&str>), BTreeSet<usize>> = BTreeMap::new();
-        let mut by_layer: BTreeMap<(usize, &BTreeSet<Option<usize>>), Vec<&str>> = BTreeMap::new();
+        let mut by_experts: BTreeMap<(&Experts, Vec<&str>), BTreeSet<usize>> = BTreeMap::new();
+        let mut by_layer: BTreeMap<(usize, &Experts), Vec<&str>> = BTreeMap::new();
         for (role, layers) in self.modules.iter().filter(|(role, _)| wanted(**role)) {
             let module = role.expert_module().or(role.layer_module()).expect("a linear layer of the decoder");
             for (&layer, experts) in layers {

@@ -125,6 +125,20 @@ impl Work {
         }
     }
 
+    /// A tensor of the source that it reads; all that it reads lie in one file unless a weight's parts are split.
+    pub fn tensor(&self, model: &Llama4) -> usize {
+        let weight = match self {
+            Self::Copy { tensor, .. } => return *tensor,
+            Self::Unfuse { weight, .. } => *weight,
+            Self::Quantize(parts) => parts[0].weight,
+        };
+        match model.weights[weight].coding {
+            Coding::Plain(plane) => plane.tensor,
+            Coding::Int4 { packed, .. } => packed,
+            Coding::Fp8 { weight, .. } => weight,
+        }
+    }
+
     /// Bytes of input that it stands for.
     pub fn source_bytes(&self, model: &Llama4) -> u64 {
         let rows = |weight: usize, outs: &Range<usize>| {

@@ -70,11 +70,11 @@ struct Entry {
 }
 
 impl Recipe {
-    /// Reads a recipe; `method` applies to rules that name none.
+    /// Reads a recipe; `method` applies to rules that name none, `None` being the best for each scheme.
     ///
     /// # Errors
     /// A sentence that names the rule, by its number from 1, and the value that is wrong.
-    pub fn parse(text: &str, method: Method) -> Result<Self, String> {
+    pub fn parse(text: &str, method: Option<Method>) -> Result<Self, String> {
         let document: Document = toml::from_str(text).map_err(|error| error.to_string())?;
         if document.rules.is_empty() {
             return Err("it has no [[rule]]".into());
@@ -92,14 +92,15 @@ impl Recipe {
 }
 
 impl Entry {
-    fn rule(self, method: Method) -> Result<Rule, String> {
+    fn rule(self, method: Option<Method>) -> Result<Rule, String> {
         let action = match (self.keep, self.scheme) {
             (true, None) if self.group_size.is_none() && self.method.is_none() => Action::Keep,
             (true, _) => return Err("`keep = true` goes with no scheme, group size or method".into()),
             (false, None) => return Err("it says neither `scheme` nor `keep = true`".into()),
             (false, Some(name)) => {
                 let scheme = Scheme::parse(&name, self.group_size)?;
-                let method = self.method.map_or(Ok(method), |name| name.parse())?;
+                let asked = self.method.map(|name| name.parse()).transpose()?.or(method);
+                let method = scheme.method(asked)?;
                 Action::Quantize { scheme, method }
             }
         };
@@ -134,7 +135,7 @@ mod tests {
             match = '^layers\.0\.'
             keep = true
             ",
-            Method::Search,
+            None,
         )
         .unwrap();
         let int4 = Scheme::W4A16 { group_size: 128, symmetric: true };
@@ -152,7 +153,7 @@ mod tests {
 
     #[test]
     fn mistakes_are_named() {
-        let error = |text: &str| Recipe::parse(text, Method::Rtn).unwrap_err();
+        let error = |text: &str| Recipe::parse(text, Some(Method::Rtn)).unwrap_err();
         assert!(error("").contains("no [[rule]]"));
         assert!(error("[[rule]]\nmatch = '('\nkeep = true").contains("rule 1: `(` is not a regex"));
         assert!(error("[[rule]]\nmatch = 'a'\nscheme = 'int3'").contains("unknown scheme `int3`"));

@@ -2,14 +2,15 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context as _, Result, anyhow, bail};
+use anyhow::{Context as _, Error, Result, anyhow, bail};
 use clap::{ArgGroup, Args};
 use l4::error::hint;
 use l4::output::hash::sha256;
 use l4::output::partial::Existing;
 use l4::quant::Method;
 use l4::quant::recipe::Recipe;
-use l4::tasks::quantize::{self, Options, Selection, parse_method, parse_scheme, patterns};
+use l4::quant::scheme::Scheme;
+use l4::tasks::quantize::{self, Options, Selection, parse_method, patterns};
 
 use crate::context::Context;
 use crate::exit::Outcome;
@@ -48,7 +49,7 @@ pub(crate) struct Arguments {
     /// Inputs that share a scale, for INT4 [default: 128]
     #[arg(long, value_name = "N")]
     group_size: Option<usize>,
-    /// How scales are chosen: rtn, search, or auto (search, as there is no calibration data)
+    /// How scales are chosen: rtn, search, or auto (search for INT4, rtn for FP8)
     #[arg(long, value_name = "NAME", default_value = "auto")]
     method: String,
     /// Quantize the weights whose logical names match, instead of the default set; may be repeated
@@ -120,11 +121,12 @@ impl Arguments {
             (.., Some(name)) => name,
             _ => bail!("name a scheme: --int4, --fp8, --scheme NAME or --recipe FILE"),
         };
-        let scheme = parse_scheme(name, self.group_size)?;
+        let scheme = Scheme::parse(name, self.group_size).map_err(Error::msg)?;
+        let method = scheme.method(method).map_err(Error::msg)?;
         Ok(Selection::Uniform { scheme, method, include: patterns("--include", &self.include)?, exclude })
     }
 
-    fn recipe(&self, path: &std::path::Path, method: Method, exclude: Vec<regex::Regex>) -> Result<Selection> {
+    fn recipe(&self, path: &std::path::Path, method: Option<Method>, exclude: Vec<regex::Regex>) -> Result<Selection> {
         let text = std::fs::read_to_string(path).with_context(|| format!("reading the recipe `{}`", path.display()))?;
         let recipe = Recipe::parse(&text, method).map_err(|error| anyhow!("the recipe `{}`: {error}", path.display()));
         let recipe = recipe.map_err(|error| hint(error.to_string(), "docs/recipes.md shows how a recipe is written"))?;

@@ -27,7 +27,6 @@ use crate::output::work::BadWeight;
 use crate::output::{gate, origin, preflight};
 use crate::progress::Control;
 use crate::quant::Method;
-use crate::quant::scheme::Scheme;
 
 pub use choose::{Choice, Selection, patterns};
 pub use report::{DryRun, LayerReport, Report, WeightReport};
@@ -103,7 +102,11 @@ pub fn run(options: &Options, control: &Control<'_>) -> Result<Report> {
             return Err(error);
         }
     };
-    model.checkpoint.unchanged()?;
+    if let Err(error) = model.checkpoint.unchanged() {
+        // What was read is neither the old source nor the new one.
+        partial.discard();
+        return Err(error.into());
+    }
     let weights = report::weights(model, choice, plan, &filled.totals);
     let manifest = manifest(options, &prepared, origin, &filled, &weights);
     for file in companions.iter().chain([&manifest]) {
@@ -215,31 +218,17 @@ fn manifest(
     companions::pretty(MANIFEST_NAME, &document)
 }
 
-/// The method that `--method auto` stands for where there is no calibration data.
-pub const METHOD_WITHOUT_DATA: Method = Method::Search;
-
-/// Refuses methods that need calibration data.
+/// Reads a method by its name; `auto` is `None`: the best for each scheme without data.
 ///
 /// # Errors
-/// Says which method, and what there is instead.
-pub fn parse_method(name: &str) -> Result<Method> {
+/// Methods that need calibration data are refused, with what there is instead.
+pub fn parse_method(name: &str) -> Result<Option<Method>> {
     match name {
-        "auto" => Ok(METHOD_WITHOUT_DATA),
+        "auto" => Ok(None),
         "gptq" | "awq" => bail!(hint(
             format!("method `{name}` needs calibration data, and calibration is not part of this version"),
             "`--method search` is the best choice without data",
         )),
-        other => other.parse().map_err(anyhow::Error::msg),
+        other => other.parse().map(Some).map_err(anyhow::Error::msg),
     }
-}
-
-/// The scheme of `--int4` and `--fp8`.
-pub const PRESETS: [(&str, &str); 2] = [("int4", "w4a16"), ("fp8", "fp8-dynamic")];
-
-/// Reads a scheme by its name.
-///
-/// # Errors
-/// As [`Scheme::parse`].
-pub fn parse_scheme(name: &str, group_size: Option<usize>) -> Result<Scheme> {
-    Scheme::parse(name, group_size).map_err(anyhow::Error::msg)
 }

@@ -86,7 +86,7 @@ impl DryRun {
             tasks: plan.tasks.len(),
             memory_bytes: preflight::memory_bytes(plan, control)?,
             disk_free_bytes,
-            disk_fits: disk_free_bytes >= plan.bytes(),
+            disk_fits: disk_free_bytes >= preflight::disk_needed(&options.out, plan.bytes()),
             warnings: choice.warnings.clone(),
         })
     }
