@@ -194,6 +194,13 @@ fn outputs_that_are_in_the_way() {
     let file = scratch.path("file");
     fs::write(&file, "content").unwrap();
     run(&mut quantize(&source, &file, INT4)).refused(&["file` exists", "hint: `--force`"]);
+
+    // Replacing would remove somebody's files.
+    let foreign = scratch.path("foreign");
+    fs::create_dir(&foreign).unwrap();
+    fs::write(foreign.join("thesis.txt"), "years of work").unwrap();
+    run(&mut quantize(&source, &foreign, "--int4 --force")).refused(&["foreign` is no checkpoint", "hint:"]);
+    assert!(foreign.join("thesis.txt").exists());
     run(&mut quantize(&source, &file.join("out"), INT4)).refused(&["file/out"]);
     let dangling = scratch.path("dangling");
     std::os::unix::fs::symlink("/nowhere/at/all", &dangling).unwrap();

@@ -204,7 +204,7 @@ impl Run<'_> {
         let task: &Task = &self.plan.tasks[index];
         let totals = task.work.run(self.model, &task.writes, buffers).map_err(|error| self.locate(task, error))?;
         let mut digest = Xxh3::new();
-        for (region, bytes) in task.writes.iter().zip(task.work.results(self.model, buffers, task.writes.len())) {
+        for (region, bytes) in task.writes.iter().zip(task.work.results(self.model, buffers, &task.writes)) {
             assert_eq!(bytes.len() as u64, region.bytes, "`{}`", self.plan.tensors[region.tensor].name);
             let (file, offset) = self.plan.place(region);
             self.targets[file].write(bytes, offset)?;

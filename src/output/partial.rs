@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 
 use super::journal::{self, Finished, Identity, Journal};
+use super::manifest::MANIFEST_NAME;
 use crate::error::hint;
 
 /// Names inside `OUT.partial`.
@@ -56,6 +57,7 @@ pub fn check_destination(out: &Path, source: &Path, existing: Existing) -> Resul
             return Err(hint(format!("`{}` exists", out.display()), "`--force` replaces it; or choose another output"));
         }
         check_movable(out, &metadata)?;
+        check_checkpoint(out)?;
     }
     check_ours(&folder)
 }
@@ -70,6 +72,19 @@ fn check_movable(out: &Path, metadata: &fs::Metadata) -> Result<()> {
         )),
         _ => Ok(()),
     }
+}
+
+/// Replacing removes what was there: only a checkpoint, or an empty folder, may go.
+fn check_checkpoint(out: &Path) -> Result<()> {
+    let context = || format!("looking into `{}`", out.display());
+    let is_checkpoint = out.join("config.json").exists() || out.join(MANIFEST_NAME).exists();
+    if is_checkpoint || fs::read_dir(out).with_context(context)?.next().is_none() {
+        return Ok(());
+    }
+    Err(hint(
+        format!("`{}` is no checkpoint, so `--force` does not replace it", out.display()),
+        "move it away, or choose another output",
+    ))
 }
 
 /// The folder that holds `path`.

@@ -10,7 +10,7 @@ use anyhow::Result;
 use half::bf16;
 
 use super::modules::Target;
-use super::work::{BadWeight, Buffer, Buffers, Quantized, STRIPE_BYTES, in_out_bytes};
+use super::work::{BadWeight, Quantized, STRIPE_BYTES, Slot, in_out_bytes, room};
 use crate::checkpoint::Edges;
 use crate::dtype::int4::words;
 use crate::kernels::Float;
@@ -49,14 +49,18 @@ fn lcm(a: usize, b: usize) -> usize {
     a / x * b
 }
 
-/// Quantizes `parts` into the buffers' results: for each part its codes, its scales and, if it has them, zero points.
+/// Quantizes `parts` into `slots`: for each part its codes, its scales and, if it has them, zero points.
 ///
 /// # Errors
 /// [`BadWeight`] names the weight, the place and the value.
-pub(super) fn run(model: &Llama4, parts: &[Quantized], buffers: &mut Buffers) -> Result<Vec<Errors>> {
-    let Buffers { results, decoded } = buffers;
-    let mut results = results.iter_mut();
-    let mut outputs: Vec<Output<'_>> = parts.iter().map(|part| Output::new(model, part, &mut results)).collect();
+pub(super) fn run(
+    model: &Llama4,
+    parts: &[Quantized],
+    slots: Vec<Slot<'_>>,
+    decoded: &mut Vec<u64>,
+) -> Result<Vec<Errors>> {
+    let mut slots = slots.into_iter();
+    let mut outputs: Vec<Output<'_>> = parts.iter().map(|part| Output::new(model, part, &mut slots)).collect();
     match model.weights[parts[0].weight].coding {
         Coding::Plain(plane) if plane.layout == Layout::InOut => along_inputs(model, &mut outputs)?,
         _ => {
@@ -74,9 +78,9 @@ struct Output<'a> {
     outs: Range<usize>,
     input: usize,
     target: Target,
-    codes: &'a mut Buffer,
-    scales: &'a mut Buffer,
-    packed_zero_points: Option<&'a mut Buffer>,
+    codes: Slot<'a>,
+    scales: Slot<'a>,
+    packed_zero_points: Option<Slot<'a>>,
     zero_points: Vec<i8>,
     sums: ErrorSums,
 }
@@ -89,9 +93,9 @@ struct Piece {
 }
 
 impl<'a> Output<'a> {
-    fn new(model: &'a Llama4, part: &Quantized, results: &mut impl Iterator<Item = &'a mut Buffer>) -> Self {
+    fn new(model: &'a Llama4, part: &Quantized, slots: &mut impl Iterator<Item = Slot<'a>>) -> Self {
         let weight = &model.weights[part.weight];
-        let mut next = || results.next().expect("the plan has a region for each");
+        let mut next = || slots.next().expect("the plan has a region for each");
         let (codes, scales) = (next(), next());
         let asymmetric = matches!(part.target.scheme, Scheme::W4A16 { symmetric: false, .. });
         Self {
@@ -164,7 +168,7 @@ impl<'a> Output<'a> {
     }
 
     fn finish(self) -> Errors {
-        if let (Some(packed), Scheme::W4A16 { group_size, .. }) = (self.packed_zero_points, self.target.scheme) {
+        if let (Some(mut packed), Scheme::W4A16 { group_size, .. }) = (self.packed_zero_points, self.target.scheme) {
             int4::pack_zero_points(&self.zero_points, self.outs.len(), self.input / group_size, packed.get_mut());
         }
         self.sums.finish()
@@ -220,7 +224,7 @@ fn walk(
 }
 
 /// Walks a linear layer's rows, which are outputs.
-fn along_outputs(model: &Llama4, output: &mut Output<'_>, decoded: &mut Buffer) -> Result<()> {
+fn along_outputs(model: &Llama4, output: &mut Output<'_>, decoded: &mut Vec<u64>) -> Result<()> {
     let unit = stripe_unit(output.target).max(STRIPE_INPUTS);
     let row_bytes = output.input * size_of::<f32>();
     let step = (STRIPE_BYTES / row_bytes / unit * unit).max(unit);
@@ -245,16 +249,17 @@ fn along_outputs(model: &Llama4, output: &mut Output<'_>, decoded: &mut Buffer) 
 }
 
 /// Rows of a linear layer, dequantized into `decoded` if need be.
-fn linear_block<'a>(model: &'a Llama4, weight: &Weight, rows: &Range<usize>, decoded: &'a mut Buffer) -> Block<'a> {
+fn linear_block<'a>(model: &'a Llama4, weight: &Weight, rows: &Range<usize>, decoded: &'a mut Vec<u64>) -> Block<'a> {
     let (_, input) = weight.matrix();
     let shape = (rows.len(), input);
     if let Coding::Plain(plane) = weight.coding {
         let bytes = model.checkpoint.range(plane.tensor, linear_bytes(&plane, rows));
         return Block::new(bytes, plane.float, Layout::OutIn, plane.stride, shape);
     }
-    decoded.resize(rows.len() * input * size_of::<bf16>());
-    model.dequantize(weight, rows.clone(), decoded.get_mut::<bf16>());
-    Block::new(decoded.get(), Float::BF16, Layout::OutIn, input, shape)
+    let values = rows.len() * input;
+    let decoded: &mut [bf16] = bytemuck::cast_slice_mut(room(decoded, (values * size_of::<bf16>()).div_ceil(8)));
+    model.dequantize(weight, rows.clone(), &mut decoded[..values]);
+    Block::new(bytemuck::cast_slice(decoded), Float::BF16, Layout::OutIn, input, shape)
 }
 
 fn release_linear(model: &Llama4, weight: &Weight, rows: Range<usize>) {

@@ -70,49 +70,72 @@ impl fmt::Display for BadWeight {
 
 impl std::error::Error for BadWeight {}
 
-/// A worker's memory, used again for every task.
+/// A worker's memory, used again for every task: no more than the most demanding of its tasks needs.
 #[derive(Debug, Default)]
 pub struct Buffers {
-    /// One for each region that the current task writes.
-    pub(super) results: Vec<Buffer>,
-    pub(super) decoded: Buffer,
+    /// What the current task writes, one region after the other, each at a multiple of eight bytes.
+    results: Vec<u64>,
+    /// Rows that were dequantized to be quantized again.
+    pub(super) decoded: Vec<u64>,
 }
 
 impl Buffers {
-    /// Makes one result buffer for each region, of its size; what they hold is unspecified.
-    pub(super) fn prepare(&mut self, writes: &[Region]) {
-        self.results.resize_with(writes.len().max(self.results.len()), Buffer::default);
-        for (buffer, region) in self.results.iter_mut().zip(writes) {
-            buffer.resize(usize::try_from(region.bytes).expect("a task's output fits memory"));
+    /// Gives room for each region that a task writes, and the room for dequantized rows; what they hold is unspecified.
+    pub(super) fn prepare(&mut self, writes: &[Region]) -> (Vec<Slot<'_>>, &mut Vec<u64>) {
+        let words: usize = writes.iter().map(words_of).sum();
+        let mut rest = room(&mut self.results, words);
+        let mut slots = Vec::with_capacity(writes.len());
+        for region in writes {
+            let (slot, tail) = rest.split_at_mut(words_of(region));
+            slots.push(Slot { words: slot, bytes: region.bytes as usize });
+            rest = tail;
         }
+        (slots, &mut self.decoded)
+    }
+
+    /// What was written to the slots of these regions.
+    fn written(&self, writes: &[Region]) -> Vec<&[u8]> {
+        let mut rest = self.results.as_slice();
+        let mut slices = Vec::with_capacity(writes.len());
+        for region in writes {
+            let (slot, tail) = rest.split_at(words_of(region));
+            slices.push(&bytemuck::cast_slice(slot)[..region.bytes as usize]);
+            rest = tail;
+        }
+        slices
     }
 }
 
-/// Bytes at an address that suits every element type.
-#[derive(Debug, Default)]
-pub(super) struct Buffer {
-    words: Vec<u64>,
+/// Words of eight bytes that a region takes; a task's regions fit memory, so they fit `usize`.
+fn words_of(region: &Region) -> usize {
+    region.bytes.div_ceil(8) as usize
+}
+
+/// The first `words` words of a buffer that grows if it must. What it held is lost then: it is never copied.
+pub(super) fn room(buffer: &mut Vec<u64>, words: usize) -> &mut [u64] {
+    if buffer.len() < words {
+        *buffer = Vec::new();
+        *buffer = vec![0; words];
+    }
+    &mut buffer[..words]
+}
+
+/// Room for one region, at an address that suits every element type.
+#[derive(Debug)]
+pub(super) struct Slot<'a> {
+    words: &'a mut [u64],
     bytes: usize,
 }
 
-impl Buffer {
-    /// Sets the length; the contents are unspecified.
-    pub(super) fn resize(&mut self, bytes: usize) {
-        self.bytes = bytes;
-        let words = bytes.div_ceil(8);
-        if words > self.words.len() {
-            self.words.resize(words, 0);
-        }
-    }
-
+impl Slot<'_> {
     /// The elements.
     pub(super) fn get<T: bytemuck::Pod>(&self) -> &[T] {
-        &bytemuck::cast_slice(&self.words)[..self.bytes / size_of::<T>()]
+        &bytemuck::cast_slice(self.words)[..self.bytes / size_of::<T>()]
     }
 
     /// The elements, to be written.
     pub(super) fn get_mut<T: bytemuck::Pod>(&mut self) -> &mut [T] {
-        &mut bytemuck::cast_slice_mut(&mut self.words)[..self.bytes / size_of::<T>()]
+        &mut bytemuck::cast_slice_mut(self.words)[..self.bytes / size_of::<T>()]
     }
 }
 
@@ -187,22 +210,22 @@ impl Work {
                 Ok(Vec::new())
             }
             Self::Unfuse { weight, outs } => {
-                buffers.prepare(writes);
-                unfuse(model, &model.weights[*weight], outs.clone(), buffers.results[0].get_mut())?;
+                let (mut slots, _) = buffers.prepare(writes);
+                unfuse(model, &model.weights[*weight], outs.clone(), slots[0].get_mut())?;
                 Ok(Vec::new())
             }
             Self::Quantize(parts) => {
-                buffers.prepare(writes);
-                quantizing::run(model, parts, buffers)
+                let (slots, decoded) = buffers.prepare(writes);
+                quantizing::run(model, parts, slots, decoded)
             }
         }
     }
 
-    /// What [`Work::run`] computed, one slice for each of the `count` regions.
-    pub fn results<'a>(&self, model: &'a Llama4, buffers: &'a Buffers, count: usize) -> Vec<&'a [u8]> {
+    /// What [`Work::run`] computed, one slice for each region of `writes`.
+    pub fn results<'a>(&self, model: &'a Llama4, buffers: &'a Buffers, writes: &[Region]) -> Vec<&'a [u8]> {
         match self {
             Self::Copy { tensor, range, .. } => vec![model.checkpoint.range(*tensor, range.clone())],
-            Self::Unfuse { .. } | Self::Quantize(_) => buffers.results[..count].iter().map(Buffer::get).collect(),
+            Self::Unfuse { .. } | Self::Quantize(_) => buffers.written(writes),
         }
     }
 
