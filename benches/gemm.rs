@@ -37,30 +37,15 @@ fn product(bencher: Bencher, path: GemmPath, layout: Layout, m: usize) {
 
 #[divan::bench(args = ROWS, consts = [false, true], sample_count = 5)]
 fn avx2<const IN_OUT: bool>(bencher: Bencher, m: usize) {
-    product(
-        bencher,
-        GemmPath::Avx2,
-        if IN_OUT { Layout::InOut } else { Layout::OutIn },
-        m,
-    );
+    product(bencher, GemmPath::Avx2, if IN_OUT { Layout::InOut } else { Layout::OutIn }, m);
 }
 
 #[divan::bench(args = ROWS, consts = [false, true], sample_count = 5)]
 fn avx512<const IN_OUT: bool>(bencher: Bencher, m: usize) {
-    product(
-        bencher,
-        GemmPath::Avx512,
-        if IN_OUT { Layout::InOut } else { Layout::OutIn },
-        m,
-    );
+    product(bencher, GemmPath::Avx512, if IN_OUT { Layout::InOut } else { Layout::OutIn }, m);
 }
 
 #[divan::bench(args = ROWS, consts = [false, true], sample_count = 5)]
 fn amx<const IN_OUT: bool>(bencher: Bencher, m: usize) {
-    product(
-        bencher,
-        GemmPath::Amx,
-        if IN_OUT { Layout::InOut } else { Layout::OutIn },
-        m,
-    );
+    product(bencher, GemmPath::Amx, if IN_OUT { Layout::InOut } else { Layout::OutIn }, m);
 }

@@ -25,11 +25,7 @@ impl std::error::Error for Hint {}
 
 /// An error with `message` and a way out.
 pub fn hint(message: impl Into<String>, hint: impl Into<String>) -> anyhow::Error {
-    Hint {
-        message: message.into(),
-        hint: hint.into(),
-    }
-    .into()
+    Hint { message: message.into(), hint: hint.into() }.into()
 }
 
 /// The run stopped at a safe point because it was asked to; running the same command again goes on.

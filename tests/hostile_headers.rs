@@ -148,11 +148,8 @@ fn damaged_headers_are_refused_or_consistent() {
     const ROUNDS: usize = 12_000;
     for round in 0..ROUNDS {
         // Half of the damages keep the length field right, so that they reach the JSON behind it.
-        let bytes = if round % 2 == 0 {
-            whole(&damaged(GOOD.as_bytes(), &mut random))
-        } else {
-            damaged(&good, &mut random)
-        };
+        let bytes =
+            if round % 2 == 0 { whole(&damaged(GOOD.as_bytes(), &mut random)) } else { damaged(&good, &mut random) };
         let ours = opens(&path, &bytes);
         opened += usize::from(ours);
         // What opens here opens in the `safetensors` crate too; it is the laxer one.

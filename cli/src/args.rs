@@ -17,8 +17,10 @@ const STYLES: Styles = Styles::styled()
 /// and verify with a reference forward pass. Streams; needs no GPU, no Python, and no memory for the whole model.
 #[derive(Debug, Parser)]
 #[command(name = "l4tool", version, styles = STYLES, max_term_width = 110, propagate_version = false)]
-#[command(after_help = "Exit codes: 0 done; 1 the answer is no (a check failed, a threshold was passed); 2 could not do it;
-75 interrupted at a safe point: run the same command again to go on.")]
+#[command(
+    after_help = "Exit codes: 0 done; 1 the answer is no (a check failed, a threshold was passed); 2 could not do it;
+75 interrupted at a safe point: run the same command again to go on."
+)]
 pub(crate) struct Arguments {
     #[command(flatten)]
     pub(crate) global: Global,

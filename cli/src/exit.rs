@@ -87,10 +87,8 @@ fn hint_of(error: &anyhow::Error) -> Option<String> {
 
 /// What to do about a disk that takes no more. What is finished is kept in any case.
 fn disk_hint(error: &io::Error) -> Option<String> {
-    let full = matches!(
-        error.kind(),
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge
-    );
+    let full =
+        matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge);
     full.then(|| "make room (disk, quota or limit on file sizes), then run the same command again to go on".to_owned())
 }
 

@@ -87,7 +87,12 @@ impl Lines {
         let percent = if phase.total == 0 { 100 } else { phase.done * 100 / phase.total };
         let counts = match phase.unit {
             Unit::Bytes => {
-                format!("{} of {}, {}/s", size::binary(phase.done), size::binary(phase.total), size::binary(rate as u64))
+                format!(
+                    "{} of {}, {}/s",
+                    size::binary(phase.done),
+                    size::binary(phase.total),
+                    size::binary(rate as u64)
+                )
             }
             Unit::Tokens => format!("{} of {} tokens, {rate:.0}/s", phase.done, phase.total),
             Unit::Layers => format!("{} of {} layers", phase.done, phase.total),

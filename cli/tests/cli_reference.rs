@@ -2,6 +2,8 @@
 //!
 //! `L4TOOL_BLESS=1 cargo test -p l4tool --test cli_reference` writes it anew.
 
+#![allow(clippy::unwrap_used)]
+
 use std::fmt::Write as _;
 use std::path::Path;
 use std::process::Command;

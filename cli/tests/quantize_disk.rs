@@ -22,11 +22,8 @@ impl Disk {
     fn mount(at: PathBuf, megabytes: usize) -> Option<Self> {
         fs::create_dir_all(&at).unwrap();
         let size = format!("size={megabytes}M");
-        let status = Command::new("mount")
-            .args(["-t", "tmpfs", "-o", &size, "tmpfs"])
-            .arg(&at)
-            .stderr(Stdio::null())
-            .status();
+        let status =
+            Command::new("mount").args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(&at).stderr(Stdio::null()).status();
         if status.is_ok_and(|status| status.success()) {
             Some(Self(at))
         } else {
@@ -110,10 +107,7 @@ fn a_disk_that_fills_up_stops_the_run_and_room_lets_it_go_on() {
     done.refused(&["out.partial/", "No space left", "hint: make room"]);
     assert!(!out.exists() && partial(&out).exists());
     disk.empty();
-    assert_eq!(
-        run(quantize(&source, &out, SLOWLY).arg("--json")).ok().json()["resumed"],
-        true
-    );
+    assert_eq!(run(quantize(&source, &out, SLOWLY).arg("--json")).ok().json()["resumed"], true);
     assert_same(&expected, &out, "after the disk was full");
 }
 
@@ -122,9 +116,7 @@ fn limited(source: &Path, out: &Path, blocks: usize) -> Command {
     let mut command = Command::new("sh");
     // An ignored signal stays ignored in the program that is executed.
     let script = format!("trap '' XFSZ; ulimit -f {blocks}; exec \"$0\" quantize \"$1\" -o \"$2\" {SLOWLY}");
-    command
-        .args(["-c", &script, env!("CARGO_BIN_EXE_l4tool")])
-        .args([source, out]);
+    command.args(["-c", &script, env!("CARGO_BIN_EXE_l4tool")]).args([source, out]);
     command
 }
 
@@ -138,9 +130,6 @@ fn a_limit_on_file_sizes_stops_the_run_and_the_rest_is_done_without() {
     // Too small for the weights: they cannot be reserved.
     run(&mut limited(&source, &out, size / 2 / 512)).refused(&["model.safetensors", "too large", "hint: make room"]);
     assert!(!out.exists());
-    assert_eq!(
-        run(quantize(&source, &out, SLOWLY).arg("--json")).ok().json()["resumed"],
-        false
-    );
+    assert_eq!(run(quantize(&source, &out, SLOWLY).arg("--json")).ok().json()["resumed"], false);
     assert_same(&expected, &out, "after a limit");
 }

@@ -34,11 +34,7 @@ fn threads_memory_and_kernels_do_not_change_a_byte() {
     let mut variants = vec!["--threads 2 --memory 256M", "--threads 7 --memory 4G"];
     for (name, flag, there) in [
         ("avx2", "--kernels avx2", std::arch::is_x86_feature_detected!("avx2")),
-        (
-            "avx512",
-            "--kernels avx512",
-            std::arch::is_x86_feature_detected!("avx512f"),
-        ),
+        ("avx512", "--kernels avx512", std::arch::is_x86_feature_detected!("avx512f")),
     ] {
         if there {
             variants.push(flag);
@@ -46,21 +42,10 @@ fn threads_memory_and_kernels_do_not_change_a_byte() {
             eprintln!("SKIPPED: this machine has no {name}");
         }
     }
-    let schemes = [
-        "--int4",
-        "--int4 --method rtn",
-        "--scheme w4a16-asym",
-        "--fp8",
-        "--scheme fp8-block",
-    ];
+    let schemes = ["--int4", "--int4 --method rtn", "--scheme w4a16-asym", "--fp8", "--scheme fp8-block"];
     for scheme in schemes {
         let expected = scratch.path("expected");
-        run(&mut quantize(
-            &source,
-            &expected,
-            &format!("{scheme} --threads 1 --kernels scalar"),
-        ))
-        .ok();
+        run(&mut quantize(&source, &expected, &format!("{scheme} --threads 1 --kernels scalar"))).ok();
         for variant in &variants {
             let out = scratch.path("out");
             run(&mut quantize(&source, &out, &format!("{scheme} {variant}"))).ok();
@@ -75,13 +60,7 @@ fn threads_memory_and_kernels_do_not_change_a_byte() {
 fn how_the_source_is_cut_into_files_does_not_matter() {
     let scratch = Scratch::new();
     let single = scratch.checkpoint("single", &wide());
-    let split = scratch.checkpoint(
-        "split",
-        &Spec {
-            shards: Shards::Split(7),
-            ..wide()
-        },
-    );
+    let split = scratch.checkpoint("split", &Spec { shards: Shards::Split(7), ..wide() });
     let [a, b, c] = ["a", "b", "c"].map(|name| scratch.path(name));
     run(&mut quantize(&single, &a, "--int4")).ok();
     run(&mut quantize(&split, &b, "--int4")).ok();
@@ -110,17 +89,12 @@ fn several_output_files_hold_every_tensor_once() {
         files.dedup();
         assert!(files.len() >= 4, "{files:?}");
         for (number, name) in files.iter().enumerate() {
-            assert_eq!(
-                *name,
-                format!("model-{:05}-of-{:05}.safetensors", number + 1, files.len())
-            );
+            assert_eq!(*name, format!("model-{:05}-of-{:05}.safetensors", number + 1, files.len()));
             let tensors = read_file(&parts.join(name));
             assert!(tensors.iter().all(|tensor| listed[&tensor.name] == *name), "{name}");
             let bytes: usize = tensors.iter().map(|tensor| tensor.data.len()).sum();
-            let modules: std::collections::BTreeSet<_> = tensors
-                .iter()
-                .map(|tensor| tensor.name.rsplit_once('.').unwrap().0)
-                .collect();
+            let modules: std::collections::BTreeSet<_> =
+                tensors.iter().map(|tensor| tensor.name.rsplit_once('.').unwrap().0).collect();
             assert!(bytes <= 300_000 || modules.len() == 1, "{name}: {bytes}");
         }
         let (one, many) = (read_model(&whole), read_model(&parts));
@@ -133,39 +107,18 @@ fn several_output_files_hold_every_tensor_once() {
 
 /// Shapes unlike the published models', with the flags to try on them.
 fn odd_shapes() -> Vec<(Spec, &'static str)> {
-    let odd = Spec {
-        experts: 3,
-        heads: 6,
-        kv_heads: 3,
-        head_dim: 10,
-        ..tiny()
-    };
+    let odd = Spec { experts: 3, heads: 6, kv_heads: 3, head_dim: 10, ..tiny() };
     vec![
         (
-            Spec {
-                hidden_size: 72,
-                intermediate_size: 48,
-                intermediate_size_mlp: 120,
-                ..odd.clone()
-            },
+            Spec { hidden_size: 72, intermediate_size: 48, intermediate_size_mlp: 120, ..odd.clone() },
             "--int4 --group-size 24",
         ),
         (
-            Spec {
-                hidden_size: 60,
-                intermediate_size: 100,
-                intermediate_size_mlp: 20,
-                ..odd.clone()
-            },
+            Spec { hidden_size: 60, intermediate_size: 100, intermediate_size_mlp: 20, ..odd.clone() },
             "--int4 --group-size 20",
         ),
         (
-            Spec {
-                hidden_size: 60,
-                intermediate_size: 100,
-                intermediate_size_mlp: 20,
-                ..odd.clone()
-            },
+            Spec { hidden_size: 60, intermediate_size: 100, intermediate_size_mlp: 20, ..odd.clone() },
             "--scheme w4a16-asym --group-size 20",
         ),
         (
@@ -220,13 +173,7 @@ fn odd_shapes() -> Vec<(Spec, &'static str)> {
             "--scheme fp8-block",
         ),
         (
-            Spec {
-                hidden_size: 64,
-                intermediate_size: 17,
-                intermediate_size_mlp: 1,
-                text_only: true,
-                ..odd.clone()
-            },
+            Spec { hidden_size: 64, intermediate_size: 17, intermediate_size_mlp: 1, text_only: true, ..odd.clone() },
             "--fp8",
         ),
         (
@@ -249,18 +196,10 @@ fn shapes_of_all_kinds_come_out_right() {
     for (spec, flags) in odd_shapes() {
         let scratch = Scratch::new();
         let (source, out) = (scratch.checkpoint("source", &spec), scratch.path("out"));
-        let dry = run(&mut quantize(&source, &out, &format!("{flags} --dry-run --json")))
-            .ok()
-            .json();
-        let report = run(&mut quantize(&source, &out, &format!("{flags} --method rtn --json")))
-            .ok()
-            .json();
+        let dry = run(&mut quantize(&source, &out, &format!("{flags} --dry-run --json"))).ok().json();
+        let report = run(&mut quantize(&source, &out, &format!("{flags} --method rtn --json"))).ok().json();
         let schemes = check_output(&out, &source);
-        let quantized: usize = schemes
-            .iter()
-            .filter(|(name, _)| **name != "plain")
-            .map(|(_, count)| count)
-            .sum();
+        let quantized: usize = schemes.iter().filter(|(name, _)| **name != "plain").map(|(_, count)| count).sum();
         assert_eq!(report["weights"].as_array().unwrap().len(), quantized, "{flags}");
         assert!(quantized >= 3 * spec.experts, "{flags}: {schemes:?}");
         // The dry run knew every file to the byte.
@@ -270,14 +209,8 @@ fn shapes_of_all_kinds_come_out_right() {
             .map(|(name, bytes)| (name.to_str().unwrap().to_owned(), bytes.len() as u64))
             .collect();
         let planned = dry["files"].as_array().unwrap().iter();
-        let planned: BTreeMap<String, u64> = planned
-            .map(|file| {
-                (
-                    file["name"].as_str().unwrap().to_owned(),
-                    file["bytes"].as_u64().unwrap(),
-                )
-            })
-            .collect();
+        let planned: BTreeMap<String, u64> =
+            planned.map(|file| (file["name"].as_str().unwrap().to_owned(), file["bytes"].as_u64().unwrap())).collect();
         assert_eq!(sizes, planned, "{flags}");
         assert_eq!(dry["bytes_out"], sizes.values().sum::<u64>(), "{flags}");
         assert_eq!(report["bytes_out"], dry["bytes_out"]);
@@ -302,27 +235,14 @@ fn extreme_weights_come_out_right() {
         let fused = tensor(tensors, "layers.1.feed_forward.experts.down_proj");
         (0..64).for_each(|out| fused.set(3 * 32 * 64 + out, &0x4f00_u16.to_le_bytes()));
     });
-    for flags in [
-        "--int4 --group-size 32",
-        "--scheme w4a16-asym --group-size 32",
-        "--fp8",
-        "--scheme fp8-block",
-    ] {
+    for flags in ["--int4 --group-size 32", "--scheme w4a16-asym --group-size 32", "--fp8", "--scheme fp8-block"] {
         for method in ["rtn", "search"] {
             let out = scratch.path("out");
-            run(&mut quantize(
-                &source,
-                &out,
-                &format!("{flags} --method {method} --force"),
-            ))
-            .ok();
+            run(&mut quantize(&source, &out, &format!("{flags} --method {method} --force"))).ok();
             let model = read_model(&out);
             let name = "language_model.model.layers.0.feed_forward.shared_expert.up_proj";
             let scales = floats(&model[&format!("{name}.weight_scale")]);
-            assert!(
-                scales.iter().all(|scale| scale.is_finite() && *scale > 0.0),
-                "{flags} {method}: {scales:?}"
-            );
+            assert!(scales.iter().all(|scale| scale.is_finite() && *scale > 0.0), "{flags} {method}: {scales:?}");
             if method == "rtn" && flags != "--scheme fp8-block" && !flags.contains("asym") {
                 check_matrix(&model, &read_model(&source), name);
             }
@@ -333,14 +253,7 @@ fn extreme_weights_come_out_right() {
 #[test]
 fn a_recipe_mixes_schemes_and_keeps() {
     let scratch = Scratch::new();
-    let source = scratch.checkpoint(
-        "source",
-        &Spec {
-            layers: 4,
-            interleave_moe_layer_step: 2,
-            ..tiny()
-        },
-    );
+    let source = scratch.checkpoint("source", &Spec { layers: 4, interleave_moe_layer_step: 2, ..tiny() });
     let (out, recipe) = (scratch.path("out"), scratch.path("recipe.toml"));
     let text = r"
         [[rule]]
@@ -364,10 +277,7 @@ fn a_recipe_mixes_schemes_and_keeps() {
         keep = true
     ";
     fs::write(&recipe, text).unwrap();
-    let flags = format!(
-        r"--recipe {} --exclude layers\.1\.feed_forward\.shared --json",
-        recipe.display()
-    );
+    let flags = format!(r"--recipe {} --exclude layers\.1\.feed_forward\.shared --json", recipe.display());
     let report = run(&mut quantize(&source, &out, &flags)).ok().json();
     let schemes = check_output(&out, &source);
     // Layers 1 and 3 have 4 experts, of which one is kept, and a shared expert each; layer 2 is dense, layer 0 is kept.
@@ -376,14 +286,8 @@ fn a_recipe_mixes_schemes_and_keeps() {
     assert_eq!(schemes["fp8-dynamic"], 3 + 3 + 3 * 3);
     assert_eq!(report["scheme"], "fp8-dynamic+w4a16-g32");
     let warnings = report["warnings"].to_string();
-    assert!(
-        warnings.contains("layers.3") && warnings.contains("one scheme per layer of experts"),
-        "{warnings}"
-    );
-    assert_eq!(
-        read_json(&out.join("config.json"))["quantization_config"]["format"],
-        "mixed-precision"
-    );
+    assert!(warnings.contains("layers.3") && warnings.contains("one scheme per layer of experts"), "{warnings}");
+    assert_eq!(read_json(&out.join("config.json"))["quantization_config"]["format"], "mixed-precision");
     // The kept expert: element by element from the fused tensor, which `check_output` did; here that it was one.
     let kept = "language_model.model.layers.3.feed_forward.experts.2.gate_proj.weight";
     assert_eq!(read_model(&out)[kept].dtype, "BF16");
@@ -392,22 +296,10 @@ fn a_recipe_mixes_schemes_and_keeps() {
 #[test]
 fn layers_and_experts_with_two_digits_are_told_apart() {
     let scratch = Scratch::new();
-    let small = Spec {
-        hidden_size: 32,
-        intermediate_size: 32,
-        intermediate_size_mlp: 32,
-        head_dim: 8,
-        ..tiny()
-    };
+    let small = Spec { hidden_size: 32, intermediate_size: 32, intermediate_size_mlp: 32, head_dim: 8, ..tiny() };
     let source = scratch.checkpoint(
         "source",
-        &Spec {
-            layers: 12,
-            experts: 12,
-            text_only: true,
-            interleave_moe_layer_step: 2,
-            ..small
-        },
+        &Spec { layers: 12, experts: 12, text_only: true, interleave_moe_layer_step: 2, ..small },
     );
     let (out, recipe) = (scratch.path("out"), scratch.path("recipe.toml"));
     let text = r"
@@ -459,10 +351,6 @@ fn quantized_weights_that_are_kept_stay_bit_for_bit() {
         }
         assert_eq!(kept, after.keys().filter(|tensor| !touched(tensor)).count(), "{name}");
         let config = read_json(&out.join("config.json"))["quantization_config"].take();
-        assert_eq!(
-            config["config_groups"].as_object().unwrap().len(),
-            2,
-            "{name}: {config}"
-        );
+        assert_eq!(config["config_groups"].as_object().unwrap().len(), 2, "{name}: {config}");
     }
 }

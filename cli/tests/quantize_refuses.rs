@@ -35,36 +35,23 @@ fn refused_when(change: impl FnOnce(&mut Vec<Tensor>), flags: &str, words: &[&st
 fn experts_that_are_missing() {
     let fused = "layers.1.feed_forward.experts.gate_up_proj";
     let without = |tensors: &mut Vec<Tensor>| tensors.retain(|tensor| !tensor.name.ends_with(fused));
-    refused_when(
-        without,
-        INT4,
-        &["layers.1.feed_forward.experts.0.gate_proj", "missing", "hint:"],
-    );
+    refused_when(without, INT4, &["layers.1.feed_forward.experts.0.gate_proj", "missing", "hint:"]);
     // Fewer experts than the config promises.
     let fewer = |tensors: &mut Vec<Tensor>| {
         let tensor = tensor(tensors, fused);
         tensor.data.truncate(tensor.data.len() / 4 * 3);
         tensor.shape[0] = 3;
     };
-    refused_when(
-        fewer,
-        INT4,
-        &["layers.1.feed_forward.experts", "[3, 64, 64]", "[4, 64, 64]"],
-    );
+    refused_when(fewer, INT4, &["layers.1.feed_forward.experts", "[3, 64, 64]", "[4, 64, 64]"]);
     // One expert of a checkpoint that has them one by one.
     let scratch = Scratch::new();
     let source = scratch.testdata("ct-w4a16");
     let mut gone = String::new();
     edit(&source, |tensors| {
-        let part = tensors
-            .iter()
-            .position(|t| t.name.contains(".experts.1.up_proj.weight_packed"))
-            .unwrap();
+        let part = tensors.iter().position(|t| t.name.contains(".experts.1.up_proj.weight_packed")).unwrap();
         gone = tensors.remove(part).name;
     });
-    let logical = gone[gone.find("layers.").unwrap()..]
-        .strip_suffix(".weight_packed")
-        .unwrap();
+    let logical = gone[gone.find("layers.").unwrap()..].strip_suffix(".weight_packed").unwrap();
     refused(&source, &scratch.path("out"), "--fp8 --requantize", &[logical, "hint:"]);
 }
 
@@ -87,19 +74,9 @@ fn values_that_are_not_finite() {
             "layers.0.feed_forward.shared_expert.up_proj",
             "output 3, input 7",
         ),
-        (
-            "layers.0.self_attn.q_proj.weight",
-            130,
-            "layers.0.self_attn.q_proj",
-            "element 130",
-        ),
+        ("layers.0.self_attn.q_proj.weight", 130, "layers.0.self_attn.q_proj", "element 130"),
         ("model.norm.weight", 63, "norm", "element 63"),
-        (
-            "vision_model.class_embedding",
-            0,
-            "vision_model.class_embedding",
-            "element 0",
-        ),
+        ("vision_model.class_embedding", 0, "vision_model.class_embedding", "element 0"),
     ];
     for (name, element, logical, place) in cases {
         for (value, shown) in [(NAN, "NaN"), (INFINITE, "-inf")] {
@@ -130,14 +107,7 @@ fn options_that_fit_no_weight() {
     let source = scratch.checkpoint("source", &tiny());
     let out = scratch.path("out");
     let cases: &[(&str, &[&str])] = &[
-        (
-            "--int4",
-            &[
-                "group size of 128",
-                "64 inputs of `layers.0.feed_forward.",
-                "hint: use `--group-size",
-            ],
-        ),
+        ("--int4", &["group size of 128", "64 inputs of `layers.0.feed_forward.", "hint: use `--group-size"]),
         ("--int4 --group-size 48", &["48", "64 inputs"]),
         ("--int4 --group-size 0", &["group size of 0"]),
         ("--fp8 --group-size 32", &["fp8-dynamic", "32"]),
@@ -178,35 +148,20 @@ fn recipes_that_are_wrong() {
         ("", &["[[rule]]"]),
         ("[[rule", &["line 1"]),
         ("[[rule]]\nmatch = 'layers'\nscheme = 'int3'", &["rule 1", "int3"]),
-        (
-            "[[rule]]\nmatch = 'layers'\nscheme = 'fp8-static'",
-            &["rule 1", "calibration"],
-        ),
+        ("[[rule]]\nmatch = 'layers'\nscheme = 'fp8-static'", &["rule 1", "calibration"]),
         ("[[rule]]\nmatch = '('\nkeep = true", &["rule 1", "`(` is not a regex"]),
         ("[[rule]]\nmatch = 'layers'\nkeep = true\ncolour = 'red'", &["colour"]),
-        (
-            "[[rule]]\nmatch = 'layers'\nscheme = 'fp8-dynamic'\nmethod = 'magic'",
-            &["rule 1", "magic"],
-        ),
+        ("[[rule]]\nmatch = 'layers'\nscheme = 'fp8-dynamic'\nmethod = 'magic'", &["rule 1", "magic"]),
     ];
     for (text, words) in cases {
         fs::write(&recipe, text).unwrap();
         refused(&source, &out, &flags, &[&["recipe.toml", "hint:"], *words].concat());
     }
     for (text, words) in [
-        (
-            "[[rule]]\nmatch = 'layers.9'\nscheme = 'fp8-dynamic'",
-            "`layers.9` matches no weight",
-        ),
-        (
-            "[[rule]]\nmatch = 'norm'\nscheme = 'fp8-dynamic'",
-            "`norm` matches only",
-        ),
+        ("[[rule]]\nmatch = 'layers.9'\nscheme = 'fp8-dynamic'", "`layers.9` matches no weight"),
+        ("[[rule]]\nmatch = 'norm'\nscheme = 'fp8-dynamic'", "`norm` matches only"),
         ("[[rule]]\nmatch = 'layers'\nkeep = true", "nothing is left to quantize"),
-        (
-            "[[rule]]\nmatch = 'feed_forward'\nscheme = 'w4a16'",
-            "group size of 128",
-        ),
+        ("[[rule]]\nmatch = 'feed_forward'\nscheme = 'w4a16'", "group size of 128"),
     ] {
         fs::write(&recipe, text).unwrap();
         refused(&source, &out, &flags, &[words, "hint:"]);
@@ -227,12 +182,7 @@ fn outputs_that_are_in_the_way() {
         run(&mut quantize(&source, &source.join("new/../deeper/out"), flags)).refused(inside);
         run(&mut quantize(&source, &source, flags)).refused(inside);
         run(&mut quantize(&source, &nest, flags)).refused(inside);
-        run(&mut quantize(
-            &source.join("model.safetensors"),
-            &source.join("out"),
-            flags,
-        ))
-        .refused(inside);
+        run(&mut quantize(&source.join("model.safetensors"), &source.join("out"), flags)).refused(inside);
         run(&mut quantize(&source, Path::new("/"), flags)).refused(&["/"]);
         run(&mut quantize(&source, &nest.join(".."), flags)).refused(&["name of its own"]);
     }
@@ -259,24 +209,13 @@ fn outputs_that_are_in_the_way() {
 #[test]
 fn files_that_are_damaged() {
     let scratch = Scratch::new();
-    let source = scratch.checkpoint(
-        "source",
-        &Spec {
-            shards: Shards::Split(3),
-            ..tiny()
-        },
-    );
+    let source = scratch.checkpoint("source", &Spec { shards: Shards::Split(3), ..tiny() });
     let out = scratch.path("out");
     let shard = source.join("model-00002-of-00003.safetensors");
     let bytes = fs::read(&shard).unwrap();
     let (whole, cut) = (bytes.len().to_string(), (bytes.len() - 10).to_string());
     fs::write(&shard, &bytes[..bytes.len() - 10]).unwrap();
-    refused(
-        &source,
-        &out,
-        INT4,
-        &["model-00002-of-00003.safetensors", &whole, &cut, "hint:"],
-    );
+    refused(&source, &out, INT4, &["model-00002-of-00003.safetensors", &whole, &cut, "hint:"]);
     fs::write(&shard, &bytes[..4]).unwrap();
     refused(&source, &out, INT4, &["model-00002-of-00003.safetensors", "hint:"]);
     fs::remove_file(&shard).unwrap();
@@ -304,12 +243,7 @@ fn files_that_may_not_be_read() {
         eprintln!("SKIPPED: this user may read every file (root), so no file can be made unreadable");
         return;
     }
-    refused(
-        &source,
-        &scratch.path("out"),
-        INT4,
-        &["model.safetensors", "ermission denied", "hint:"],
-    );
+    refused(&source, &scratch.path("out"), INT4, &["model.safetensors", "ermission denied", "hint:"]);
 }
 
 #[test]
@@ -323,12 +257,7 @@ fn models_of_another_kind() {
         config["model_type"] = "llama".into();
     });
     refused(&source, &out, INT4, &["config.json", "llama"]);
-    for (text, words) in [
-        ("{}", "config.json"),
-        ("[1, 2]", "config.json"),
-        ("{", "config.json"),
-        ("", "config.json"),
-    ] {
+    for (text, words) in [("{}", "config.json"), ("[1, 2]", "config.json"), ("{", "config.json"), ("", "config.json")] {
         fs::write(source.join("config.json"), text).unwrap();
         refused(&source, &out, INT4, &[words]);
     }
@@ -341,26 +270,14 @@ fn models_of_another_kind() {
 #[test]
 fn weights_that_are_quantized_already() {
     let scratch = Scratch::new();
-    for name in [
-        "ct-w4a16",
-        "ct-w4a16-asym",
-        "ct-fp8-channel",
-        "ct-fp8-block",
-        "ct-fp8-tensor",
-    ] {
+    for name in ["ct-w4a16", "ct-w4a16-asym", "ct-fp8-channel", "ct-fp8-block", "ct-fp8-tensor"] {
         let source = testdata(name);
         let out = scratch.path(name);
         refused(
             &source,
             &out,
             "--fp8",
-            &[
-                "layers.0.feed_forward.",
-                "is stored as",
-                "already",
-                "hint: ",
-                "--requantize",
-            ],
+            &["layers.0.feed_forward.", "is stored as", "already", "hint: ", "--requantize"],
         );
         let done = run(&mut quantize(&source, &out, "--fp8 --requantize --json")).ok();
         assert_eq!(done.json()["scheme"], "fp8-dynamic", "{name}");
@@ -383,10 +300,6 @@ impl Done {
     #[track_caller]
     fn refused_usage(self) {
         assert_eq!(self.code, Some(2));
-        assert!(
-            self.stderr.starts_with("error: ") && self.stderr.contains("Usage:"),
-            "{}",
-            self.stderr
-        );
+        assert!(self.stderr.starts_with("error: ") && self.stderr.contains("Usage:"), "{}", self.stderr);
     }
 }

@@ -16,12 +16,7 @@ const INT4: &str = "--int4 --group-size 32";
 fn the_report_has_every_field_of_the_contract() {
     let scratch = Scratch::new();
     let source = scratch.checkpoint("source", &tiny());
-    let done = run(&mut quantize(
-        &source,
-        &scratch.path("out"),
-        &format!("{INT4} --json -q"),
-    ))
-    .ok();
+    let done = run(&mut quantize(&source, &scratch.path("out"), &format!("{INT4} --json -q"))).ok();
     assert_eq!(done.stderr, "");
     let report = done.json();
     assert_eq!(report["schema"], "l4tool.quantize/1");
@@ -30,19 +25,8 @@ fn the_report_has_every_field_of_the_contract() {
     assert_eq!(report["scheme"], "w4a16-g32");
     assert_eq!(report["method"], "search");
     assert_eq!(report["resumed"], false);
-    for field in [
-        "bytes_in",
-        "bytes_out",
-        "bits_per_weight",
-        "seconds",
-        "bytes_in_per_second",
-        "peak_memory_bytes",
-    ] {
-        assert!(
-            report[field].as_f64().is_some_and(|value| value > 0.0),
-            "{field}: {}",
-            report[field]
-        );
+    for field in ["bytes_in", "bytes_out", "bits_per_weight", "seconds", "bytes_in_per_second", "peak_memory_bytes"] {
+        assert!(report[field].as_f64().is_some_and(|value| value > 0.0), "{field}: {}", report[field]);
     }
     // 32 codes of 4 bits and a scale of 16 make 4.5 bits a weight.
     assert!((4.4..5.0).contains(&report["bits_per_weight"].as_f64().unwrap()));
@@ -53,23 +37,13 @@ fn the_report_has_every_field_of_the_contract() {
     assert_eq!(weights.len(), 2 * 5 * 3);
     for weight in weights {
         for field in ["name", "role", "scheme", "policy"] {
-            assert!(
-                weight[field].as_str().is_some_and(|text| !text.is_empty()),
-                "{field}: {weight}"
-            );
+            assert!(weight[field].as_str().is_some_and(|text| !text.is_empty()), "{field}: {weight}");
         }
         assert!(weight["layer"].is_u64(), "{weight}");
-        assert_eq!(
-            weight["expert"].is_u64(),
-            weight["name"].as_str().unwrap().contains(".experts."),
-            "{weight}"
-        );
+        assert_eq!(weight["expert"].is_u64(), weight["name"].as_str().unwrap().contains(".experts."), "{weight}");
         assert!(weight.as_object().unwrap().contains_key("tokens"), "{weight}");
         let error = |field: &str| weight[field].as_f64().unwrap();
-        assert!(
-            error("rel_rms_error") > 0.0 && error("rel_rms_error") <= error("rel_rms_error_rtn"),
-            "{weight}"
-        );
+        assert!(error("rel_rms_error") > 0.0 && error("rel_rms_error") <= error("rel_rms_error_rtn"), "{weight}");
     }
 }
 
@@ -86,35 +60,16 @@ fn quiet_says_nothing_and_progress_speaks_json() {
     assert_eq!(done.stderr, "");
     let done = run(&mut quantize(&source, &scratch.path("again"), &flags)).ok();
     assert!(done.stderr.contains("warning: layers.0: "), "{}", done.stderr);
-    let done = run(&mut quantize(
-        &source,
-        &scratch.path("json"),
-        &format!("{INT4} --progress json"),
-    ))
-    .ok();
-    let events: Vec<Value> = done
-        .stderr
-        .lines()
-        .map(|line| serde_json::from_str(line).unwrap())
-        .collect();
+    let done = run(&mut quantize(&source, &scratch.path("json"), &format!("{INT4} --progress json"))).ok();
+    let events: Vec<Value> = done.stderr.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     for phase in ["writing", "syncing", "checking scales"] {
-        let of = |kind: &str| {
-            events
-                .iter()
-                .find(|event| event["event"] == kind && event["phase"] == phase)
-                .unwrap()
-        };
+        let of = |kind: &str| events.iter().find(|event| event["event"] == kind && event["phase"] == phase).unwrap();
         assert_eq!(of("start")["done"], 0);
         assert_eq!(of("finish")["done"], of("start")["total"], "{phase}");
         assert!(of("finish")["unit"].is_string());
     }
     for mode in ["plain", "none", "bar"] {
-        run(&mut quantize(
-            &source,
-            &scratch.path(mode),
-            &format!("{INT4} --progress {mode}"),
-        ))
-        .ok();
+        run(&mut quantize(&source, &scratch.path(mode), &format!("{INT4} --progress {mode}"))).ok();
     }
 }
 
@@ -139,9 +94,7 @@ fn a_reader_that_goes_away_is_no_error() {
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     drop(child.stderr.take());
     let mut line = String::new();
-    BufReader::new(child.stdout.take().unwrap())
-        .read_line(&mut line)
-        .unwrap();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
     assert!(line.contains("source -> "), "{line}");
     assert!(child.wait().unwrap().success());
 }
@@ -150,13 +103,9 @@ fn a_reader_that_goes_away_is_no_error() {
 fn names_are_relative_to_the_working_folder() {
     let scratch = Scratch::new();
     let source = scratch.checkpoint("source", &tiny());
-    for (out, found) in [
-        ("out", "out"),
-        ("./dot", "dot"),
-        ("slash/", "slash"),
-        ("new/deep", "new/deep"),
-        ("source/../up", "up"),
-    ] {
+    for (out, found) in
+        [("out", "out"), ("./dot", "dot"), ("slash/", "slash"), ("new/deep", "new/deep"), ("source/../up", "up")]
+    {
         let mut command = quantize("source".as_ref(), out.as_ref(), INT4);
         run(command.current_dir(scratch.path(""))).ok();
         assert!(scratch.path(found).join("l4tool.manifest.json").exists(), "{out}");
@@ -173,32 +122,19 @@ fn a_dry_run_writes_nothing_and_tells_what_would_be() {
     let scratch = Scratch::new();
     let source = scratch.checkpoint("source", &tiny());
     let out = scratch.path("out");
-    let plan = run(&mut quantize(&source, &out, &format!("{INT4} --dry-run --json")))
-        .ok()
-        .json();
+    let plan = run(&mut quantize(&source, &out, &format!("{INT4} --dry-run --json"))).ok().json();
     common::assert_nothing(&out);
     assert_eq!(plan["schema"], "l4tool.quantize-plan/1");
     assert_eq!(plan["disk_fits"], true);
     assert!(plan["memory_bytes"].as_u64().unwrap() <= 4 << 30);
-    let text = run(&mut quantize(&source, &out, &format!("{INT4} --dry-run")))
-        .ok()
-        .stdout;
+    let text = run(&mut quantize(&source, &out, &format!("{INT4} --dry-run"))).ok().stdout;
     assert!(text.contains("model.safetensors") && text.contains("it fits"), "{text}");
     let report = run(&mut quantize(&source, &out, &format!("{INT4} --json"))).ok().json();
     for field in ["bytes_in", "bytes_out", "bits_per_weight"] {
         assert_eq!(plan[field], report[field], "{field}");
     }
     // The bound on memory is a bound.
-    let report = run(&mut quantize(
-        &source,
-        &scratch.path("small"),
-        &format!("{INT4} --memory 128M --json"),
-    ))
-    .ok()
-    .json();
-    assert!(
-        report["peak_memory_bytes"].as_u64().unwrap() <= 128 << 20,
-        "{}",
-        report["peak_memory_bytes"]
-    );
+    let report =
+        run(&mut quantize(&source, &scratch.path("small"), &format!("{INT4} --memory 128M --json"))).ok().json();
+    assert!(report["peak_memory_bytes"].as_u64().unwrap() <= 128 << 20, "{}", report["peak_memory_bytes"]);
 }

@@ -42,21 +42,14 @@ impl Subject {
         let expected = scratch.path("expected");
         run(&mut quantize(&source, &expected, flags)).ok();
         assert!(!partial(&expected).exists());
-        Self {
-            scratch,
-            source,
-            expected,
-        }
+        Self { scratch, source, expected }
     }
 
     /// Kills a run as soon as its journal has so many lines.
     fn killed_after(&self, name: &str, flags: &str, lines: usize) -> PathBuf {
         let out = self.scratch.path(name);
         let mut child = start(&mut quantize(&self.source, &out, flags));
-        assert!(
-            wait_until(&mut child, || journal_lines(&out) >= lines),
-            "the run is too short for this test"
-        );
+        assert!(wait_until(&mut child, || journal_lines(&out) >= lines), "the run is too short for this test");
         child.kill().unwrap();
         child.wait().unwrap();
         assert!(!out.exists());
@@ -74,11 +67,7 @@ impl Subject {
             assert!(done.stderr.contains("exists"), "{what}: {}", done.stderr);
         } else {
             let done = done.ok();
-            assert_eq!(
-                done.json()["resumed"],
-                tasks_done > 0,
-                "{what}: {tasks_done} tasks were done"
-            );
+            assert_eq!(done.json()["resumed"], tasks_done > 0, "{what}: {tasks_done} tasks were done");
         }
         assert_same(&self.expected, out, what);
         assert!(!partial(out).exists(), "{what}");
@@ -105,11 +94,7 @@ fn killed_at_twenty_random_moments_and_run_again_gives_the_same_bytes() {
             format!("after {lines} lines")
         } else {
             // By time; half of these in the last moments, when files are synced, renamed and removed.
-            let share = if round % 4 == 3 {
-                0.85 + 0.25 * rng.uniform()
-            } else {
-                rng.uniform()
-            };
+            let share = if round % 4 == 3 { 0.85 + 0.25 * rng.uniform() } else { rng.uniform() };
             std::thread::sleep(length.mul_f32(share));
             format!("at {share:.3} of {length:?}")
         };
@@ -120,10 +105,7 @@ fn killed_at_twenty_random_moments_and_run_again_gives_the_same_bytes() {
         subject.finish(&out, flags, &format!("kill {round} {moment}"));
         fs::remove_dir_all(&out).unwrap();
     }
-    assert!(
-        in_the_middle >= 3,
-        "only {in_the_middle} of 20 kills came in the middle of a run of {length:?}"
-    );
+    assert!(in_the_middle >= 3, "only {in_the_middle} of 20 kills came in the middle of a run of {length:?}");
 }
 
 #[test]
@@ -151,13 +133,7 @@ fn killed_at_the_steps_of_publication_gives_the_same_bytes() {
     let scratch = Scratch::new();
     let source = scratch.checkpoint("source", &Spec { experts: 32, ..tiny() });
     let subject = Subject::of(scratch, source, flags);
-    for file in [
-        "journal",
-        "model",
-        "model/model.safetensors",
-        "model/README.md",
-        "model/l4tool.manifest.json",
-    ] {
+    for file in ["journal", "model", "model/model.safetensors", "model/README.md", "model/l4tool.manifest.json"] {
         for round in 0..3 {
             let out = subject.scratch.path(&format!("{}-{round}", file.replace('/', "-")));
             let mut child = start(&mut quantize(&subject.source, &out, flags));
@@ -219,20 +195,14 @@ fn an_interrupt_and_a_termination_are_obeyed_with_75() {
     for name in ["INT", "TERM"] {
         let out = subject.scratch.path(name);
         let mut command = quantize(&subject.source, &out, SLOWLY);
-        let mut child = command
-            .stdout(std::process::Stdio::piped())
-            .stderr(std::process::Stdio::piped())
-            .spawn()
-            .unwrap();
+        let mut child =
+            command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()).spawn().unwrap();
         assert!(wait_until(&mut child, || journal_lines(&out) >= 4));
         assert!(signal(&child, name));
         let output = child.wait_with_output().unwrap();
         let stderr = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(75), "{name}: {stderr}");
-        assert!(
-            stderr.contains("interrupted") && stderr.contains("\nhint: run the same command again"),
-            "{stderr}"
-        );
+        assert!(stderr.contains("interrupted") && stderr.contains("\nhint: run the same command again"), "{stderr}");
         assert!(output.stdout.is_empty() && !out.exists());
         subject.finish(&out, SLOWLY, name);
     }
@@ -265,11 +235,10 @@ fn work_that_the_disk_lost_is_done_again() {
                 .set_len(99)
                 .unwrap(),
             "torn" => fs::write(&journal, &text[..text.len() - 7]).unwrap(),
-            "nonsense" => fs::write(
-                &journal,
-                [&text[..], b"{\"task\":99999999,\"digest\":\"0\",\"totals\":[]}\nxyz\n"].concat(),
-            )
-            .unwrap(),
+            "nonsense" => {
+                fs::write(&journal, [&text[..], b"{\"task\":99999999,\"digest\":\"0\",\"totals\":[]}\nxyz\n"].concat())
+                    .unwrap()
+            }
             _ => fs::write(&journal, "").unwrap(),
         }
         run(&mut quantize(&subject.source, &out, SLOWLY)).ok();
@@ -292,19 +261,11 @@ fn another_command_does_not_go_on_with_the_work() {
     ];
     for (flags, difference) in cases {
         run(&mut quantize(&subject.source, &out, flags)).refused(&["out.partial", difference, "hint: `--restart`"]);
-        assert!(
-            before == contents(&partial(&out)),
-            "{flags}: the partial work was touched"
-        );
+        assert!(before == contents(&partial(&out)), "{flags}: the partial work was touched");
     }
     run(&mut quantize(&subject.source, &out, &format!("{other} --restart"))).ok();
     let straight = subject.scratch.path("straight");
-    let done = run(&mut quantize(
-        &subject.source,
-        &straight,
-        &format!("{other} --restart --json"),
-    ))
-    .ok();
+    let done = run(&mut quantize(&subject.source, &straight, &format!("{other} --restart --json"))).ok();
     assert_eq!(done.json()["resumed"], false);
     assert_same(&straight, &out, "--restart");
 }
@@ -341,27 +302,15 @@ fn a_source_that_changes_during_the_run_is_noticed() {
     let (source, out) = (scratch.path("source"), scratch.path("out"));
     copy_folder(&slow_source(), &source);
     let mut command = quantize(&source, &out, SLOWLY);
-    let mut child = command
-        .stdout(std::process::Stdio::null())
-        .stderr(std::process::Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut child = command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::piped()).spawn().unwrap();
     assert!(wait_until(&mut child, || journal_lines(&out) >= 3));
     let weights = source.join("model.safetensors");
     let time = fs::metadata(&weights).unwrap().modified().unwrap();
-    fs::File::options()
-        .write(true)
-        .open(&weights)
-        .unwrap()
-        .set_modified(time + Duration::from_secs(1))
-        .unwrap();
+    fs::File::options().write(true).open(&weights).unwrap().set_modified(time + Duration::from_secs(1)).unwrap();
     let output = child.wait_with_output().unwrap();
     let stderr = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(2), "{stderr}");
-    assert!(
-        stderr.contains("model.safetensors") && stderr.contains("changed") && stderr.contains("hint:"),
-        "{stderr}"
-    );
+    assert!(stderr.contains("model.safetensors") && stderr.contains("changed") && stderr.contains("hint:"), "{stderr}");
     assert_nothing(&out);
 }
 
@@ -375,12 +324,7 @@ fn the_second_of_two_processes_says_who_is_in_the_way() {
     let before = contents(&partial(&out));
     for flags in ["", "--restart", "--force"] {
         let done = run(&mut quantize(&subject.source, &out, &format!("{SLOWLY} {flags}")));
-        done.refused(&[
-            "out.partial/journal",
-            "in use by another l4tool",
-            &format!("process {}", first.id()),
-            "hint:",
-        ]);
+        done.refused(&["out.partial/journal", "in use by another l4tool", &format!("process {}", first.id()), "hint:"]);
     }
     assert!(before == contents(&partial(&out)), "the first one's work was touched");
     assert!(signal(&first, "CONT"));
@@ -408,21 +352,12 @@ fn force_replaces_an_output_in_one_step() {
     assert_same(&subject.expected, &out, "--force");
     assert!(!partial(&out).exists());
     // A forced run that is killed leaves the old output, and goes on like any other.
-    let mut child = start(&mut quantize(
-        &subject.source,
-        &out,
-        &format!("{SLOWLY} --force --method rtn"),
-    ));
+    let mut child = start(&mut quantize(&subject.source, &out, &format!("{SLOWLY} --force --method rtn")));
     assert!(wait_until(&mut child, || journal_lines(&out) >= 3));
     child.kill().unwrap();
     child.wait().unwrap();
     assert_same(&subject.expected, &out, "a killed --force");
-    let done = run(&mut quantize(
-        &subject.source,
-        &out,
-        &format!("{SLOWLY} --force --method rtn --json"),
-    ))
-    .ok();
+    let done = run(&mut quantize(&subject.source, &out, &format!("{SLOWLY} --force --method rtn --json"))).ok();
     assert_eq!(done.json()["resumed"], true);
     assert!(!partial(&out).exists());
 }
@@ -432,11 +367,7 @@ fn a_folder_that_only_looks_like_partial_work_is_left_alone() {
     let scratch = Scratch::new();
     let (source, out) = (scratch.checkpoint("source", &tiny()), scratch.path("out"));
     let flags = "--int4 --group-size 32";
-    for (file, content) in [
-        ("thesis.txt", "years of work"),
-        ("journal", "dear diary"),
-        ("model", "of a ship"),
-    ] {
+    for (file, content) in [("thesis.txt", "years of work"), ("journal", "dear diary"), ("model", "of a ship")] {
         fs::create_dir(partial(&out)).unwrap();
         fs::write(partial(&out).join(file), content).unwrap();
         for restart in ["", "--restart", "--restart --force"] {
@@ -458,12 +389,7 @@ fn a_folder_that_only_looks_like_partial_work_is_left_alone() {
     let trap = scratch.checkpoint("trap.partial", &tiny());
     let before = contents(&trap);
     for restart in ["", "--restart", "--restart --force"] {
-        run(&mut quantize(
-            &trap,
-            &scratch.path("trap"),
-            &format!("{flags} {restart}"),
-        ))
-        .refused(&["trap.partial"]);
+        run(&mut quantize(&trap, &scratch.path("trap"), &format!("{flags} {restart}"))).refused(&["trap.partial"]);
         assert_eq!(before, contents(&trap));
     }
 }

@@ -57,12 +57,7 @@ pub enum Kind {
     /// Data offsets whose end lies before their begin.
     Backwards { begin: u64, end: u64 },
     /// Data offsets that give another number of bytes than dtype and shape.
-    WrongLength {
-        dtype: Dtype,
-        shape: Vec<u64>,
-        expected: u64,
-        actual: u64,
-    },
+    WrongLength { dtype: Dtype, shape: Vec<u64>, expected: u64, actual: u64 },
     /// Bytes between two tensors that belong to none.
     Gap { expected: u64, begin: u64 },
     /// A tensor that begins inside the one before it.
@@ -93,19 +88,11 @@ pub enum Kind {
 
 impl FormatError {
     pub(crate) fn new(file: &Path, kind: Kind) -> Self {
-        Self {
-            file: file.to_path_buf(),
-            tensor: None,
-            kind,
-        }
+        Self { file: file.to_path_buf(), tensor: None, kind }
     }
 
     pub(crate) fn tensor(file: &Path, tensor: impl Into<String>, kind: Kind) -> Self {
-        Self {
-            file: file.to_path_buf(),
-            tensor: Some(tensor.into()),
-            kind,
-        }
+        Self { file: file.to_path_buf(), tensor: Some(tensor.into()), kind }
     }
 
     /// For `map_err`: an error of the operating system while `doing` ("open", "read") this file.
@@ -172,18 +159,14 @@ impl fmt::Display for Kind {
             Self::Io { doing, .. } => write!(f, "cannot {doing}"),
             Self::NotAFile => write!(f, "not a regular file"),
             Self::NoWeights => write!(f, "no `.safetensors` file in this folder"),
-            Self::NoIndex { files } => write!(
-                f,
-                "{files} `.safetensors` files and no index that says which belong together"
-            ),
+            Self::NoIndex { files } => {
+                write!(f, "{files} `.safetensors` files and no index that says which belong together")
+            }
             Self::TooLarge { bytes, cap } => write!(f, "header or JSON of {bytes} bytes, the limit is {cap}"),
             Self::TooShort { bytes: 0 } => write!(f, "the file is empty"),
             Self::TooShort { bytes } => write!(f, "the file has {bytes} bytes, a safetensors file has 8 or more"),
             Self::HeaderPastEnd { header, file } => {
-                write!(
-                    f,
-                    "the header should be {header} bytes long and the whole file has {file}"
-                )
+                write!(f, "the header should be {header} bytes long and the whole file has {file}")
             }
             Self::NotUtf8 { at } => write!(f, "not UTF-8 at byte {at} of the text"),
             Self::NotAnObject => write!(f, "the header does not begin with `{{`"),
@@ -194,42 +177,21 @@ impl fmt::Display for Kind {
             Self::SizeOverflow { dtype, shape } => write!(f, "{dtype} {shape:?} has more than 2^64 elements or bits"),
             Self::PartialByte { dtype, shape } => write!(f, "{dtype} {shape:?} does not fill a whole number of bytes"),
             Self::Backwards { begin, end } => write!(f, "data offsets [{begin}, {end}] run backwards"),
-            Self::WrongLength {
-                dtype,
-                shape,
-                expected,
-                actual,
-            } => {
-                write!(
-                    f,
-                    "{dtype} {shape:?} takes {expected} bytes, the data offsets give it {actual}"
-                )
+            Self::WrongLength { dtype, shape, expected, actual } => {
+                write!(f, "{dtype} {shape:?} takes {expected} bytes, the data offsets give it {actual}")
             }
             Self::Gap { expected, begin } => {
-                write!(
-                    f,
-                    "begins at data offset {begin}, the tensor before it ends at {expected}"
-                )
+                write!(f, "begins at data offset {begin}, the tensor before it ends at {expected}")
             }
             Self::Overlap { other, end, begin } => {
-                write!(
-                    f,
-                    "begins at data offset {begin}, inside `{}` which ends at {end}",
-                    shown(other)
-                )
+                write!(f, "begins at data offset {begin}, inside `{}` which ends at {end}", shown(other))
             }
             Self::Truncated { expected, actual } => {
-                write!(
-                    f,
-                    "truncated: the header promises {expected} bytes, the file has {actual}"
-                )
+                write!(f, "truncated: the header promises {expected} bytes, the file has {actual}")
             }
             Self::TrailingBytes { expected, actual } => {
                 let more = actual - expected;
-                write!(
-                    f,
-                    "{more} trailing bytes: the header promises {expected} bytes, the file has {actual}"
-                )
+                write!(f, "{more} trailing bytes: the header promises {expected} bytes, the file has {actual}")
             }
             Self::EmptyIndex => write!(f, "the index names no tensor"),
             Self::ShardName { name } => write!(f, "`{}` is not a plain file name", shown(name)),

@@ -48,10 +48,7 @@ impl Fingerprint {
                 return Some(format!("`{name}` was modified"));
             }
         }
-        let new = now
-            .files
-            .iter()
-            .find(|file| !self.files.iter().any(|was| was.name == file.name));
+        let new = now.files.iter().find(|file| !self.files.iter().any(|was| was.name == file.name));
         new.map(|file| format!("`{}` is new", shown(&file.name)))
     }
 }
@@ -78,20 +75,11 @@ impl Checkpoint {
     /// those behind a file's new end must not be touched.
     pub fn unchanged(&self) -> Result<(), FormatError> {
         let weights = self.files.iter().map(|file| (&file.path, file.bytes, file.modified_ns));
-        let sides = self
-            .sides
-            .iter()
-            .map(|side| (&side.path, side.fingerprint.bytes, side.fingerprint.modified_ns));
+        let sides = self.sides.iter().map(|side| (&side.path, side.fingerprint.bytes, side.fingerprint.modified_ns));
         for (path, was_bytes, was_modified_ns) in weights.chain(sides) {
             let now = fs::metadata(path).map_err(FormatError::io(path, "look at"))?;
             if now.len() != was_bytes || modified_ns(&now) != was_modified_ns {
-                return Err(FormatError::new(
-                    path,
-                    Kind::Changed {
-                        was_bytes,
-                        bytes: now.len(),
-                    },
-                ));
+                return Err(FormatError::new(path, Kind::Changed { was_bytes, bytes: now.len() }));
             }
         }
         Ok(())
@@ -108,12 +96,7 @@ pub(super) struct SideFile {
 impl SideFile {
     pub(super) fn new(name: &str, path: PathBuf, content: &[u8], modified_ns: i64) -> Self {
         let digest = format!("{:032x}", xxh3_128(content));
-        let fingerprint = FileFingerprint {
-            name: name.to_string(),
-            bytes: content.len() as u64,
-            modified_ns,
-            digest,
-        };
+        let fingerprint = FileFingerprint { name: name.to_string(), bytes: content.len() as u64, modified_ns, digest };
         Self { path, fingerprint }
     }
 }

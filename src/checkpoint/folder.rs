@@ -33,10 +33,7 @@ impl Folder {
         let real = fs::canonicalize(path).map_err(FormatError::io(path, "open"))?;
         let mut homes = Vec::from_iter(cache_blobs(&real));
         homes.push(real);
-        Ok(Self {
-            path: path.to_path_buf(),
-            homes,
-        })
+        Ok(Self { path: path.to_path_buf(), homes })
     }
 
     /// The path of a file in the folder, for messages, and the one behind its symbolic links, to open.
@@ -57,10 +54,7 @@ impl Folder {
     pub(super) fn small_file(&self, name: &str, cap: u64) -> Result<Option<(SideFile, Vec<u8>)>, FormatError> {
         let (path, real) = match self.file(name) {
             Ok(found) => found,
-            Err(FormatError {
-                kind: Kind::Io { source, .. },
-                ..
-            }) if source.kind() == io::ErrorKind::NotFound => {
+            Err(FormatError { kind: Kind::Io { source, .. }, .. }) if source.kind() == io::ErrorKind::NotFound => {
                 return Ok(None);
             }
             Err(error) => return Err(error),

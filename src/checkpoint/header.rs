@@ -74,14 +74,9 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<Header, Fault> {
     }
     let mut raw = Raw::default();
     let mut deserializer = serde_json::Deserializer::from_str(text);
-    let parsed = HeaderSeed(&mut raw)
-        .deserialize(&mut deserializer)
-        .and_then(|()| deserializer.end());
+    let parsed = HeaderSeed(&mut raw).deserialize(&mut deserializer).and_then(|()| deserializer.end());
     if let Err(error) = parsed {
-        return Err(Fault {
-            tensor: raw.current,
-            kind: json::json_error(&error),
-        });
+        return Err(Fault { tensor: raw.current, kind: json::json_error(&error) });
     }
     let metadata = raw.metadata.flatten().unwrap_or_default();
     if let Some(key) = metadata.duplicate() {
@@ -91,52 +86,29 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<Header, Fault> {
     let mut entries = Vec::with_capacity(raw.tensors.len());
     for (name, tensor) in raw.tensors {
         match check_size(tensor) {
-            Ok((dtype, shape, [begin, end])) => entries.push(Entry {
-                name,
-                dtype,
-                shape,
-                begin,
-                end,
-            }),
+            Ok((dtype, shape, [begin, end])) => entries.push(Entry { name, dtype, shape, begin, end }),
             Err(kind) => {
-                return Err(Fault {
-                    tensor: Some(name),
-                    kind,
-                });
+                return Err(Fault { tensor: Some(name), kind });
             }
         }
     }
     check_names(&entries)?;
     let data_bytes = check_offsets(&mut entries)?;
-    Ok(Header {
-        metadata: metadata.0.into_iter().collect(),
-        entries,
-        data_bytes,
-    })
+    Ok(Header { metadata: metadata.0.into_iter().collect(), entries, data_bytes })
 }
 
 /// Dtype, shape and offsets of one tensor agree with each other.
 fn check_size(raw: RawTensor) -> Result<(Dtype, Vec<u64>, [u64; 2]), Kind> {
     let [begin, end] = raw.data_offsets;
     let shape = raw.shape.0;
-    let dtype = raw
-        .dtype
-        .parse::<Dtype>()
-        .map_err(|_| Kind::UnknownDtype { dtype: raw.dtype })?;
+    let dtype = raw.dtype.parse::<Dtype>().map_err(|_| Kind::UnknownDtype { dtype: raw.dtype })?;
     let Some(actual) = end.checked_sub(begin) else {
         return Err(Kind::Backwards { begin, end });
     };
-    let overflow = elements_of(&shape)
-        .and_then(|elements| elements.checked_mul(dtype.bits()))
-        .is_none();
+    let overflow = elements_of(&shape).and_then(|elements| elements.checked_mul(dtype.bits())).is_none();
     match dtype.bytes_of(&shape) {
         Some(expected) if expected == actual => Ok((dtype, shape, [begin, end])),
-        Some(expected) => Err(Kind::WrongLength {
-            dtype,
-            shape,
-            expected,
-            actual,
-        }),
+        Some(expected) => Err(Kind::WrongLength { dtype, shape, expected, actual }),
         None if overflow => Err(Kind::SizeOverflow { dtype, shape }),
         None => Err(Kind::PartialByte { dtype, shape }),
     }
@@ -147,10 +119,7 @@ fn check_names(entries: &[Entry]) -> Result<(), Fault> {
     let mut names: Vec<&str> = entries.iter().map(|entry| entry.name.as_str()).collect();
     names.sort_unstable();
     match names.windows(2).find(|pair| pair[0] == pair[1]) {
-        Some(pair) => Err(Fault {
-            tensor: Some(pair[0].to_string()),
-            kind: Kind::DuplicateTensor,
-        }),
+        Some(pair) => Err(Fault { tensor: Some(pair[0].to_string()), kind: Kind::DuplicateTensor }),
         None => Ok(()),
     }
 }
@@ -165,17 +134,10 @@ fn check_offsets(entries: &mut [Entry]) -> Result<u64, Fault> {
         let begin = entry.begin;
         if begin != expected {
             let kind = match previous {
-                Some(other) if begin < expected => Kind::Overlap {
-                    other: other.name.clone(),
-                    end: expected,
-                    begin,
-                },
+                Some(other) if begin < expected => Kind::Overlap { other: other.name.clone(), end: expected, begin },
                 _ => Kind::Gap { expected, begin },
             };
-            return Err(Fault {
-                tensor: Some(entry.name.clone()),
-                kind,
-            });
+            return Err(Fault { tensor: Some(entry.name.clone()), kind });
         }
         previous = Some(entry);
     }

@@ -44,11 +44,7 @@ impl Index {
             return Err(error(Kind::EmptyIndex));
         }
         match weight_map.0.iter().find(|(_, shard)| !is_plain_name(shard)) {
-            Some((tensor, shard)) => Err(FormatError::tensor(
-                path,
-                tensor,
-                Kind::ShardName { name: shard.clone() },
-            )),
+            Some((tensor, shard)) => Err(FormatError::tensor(path, tensor, Kind::ShardName { name: shard.clone() })),
             None => Ok(Self { entries: weight_map.0 }),
         }
     }
@@ -69,10 +65,8 @@ impl Index {
                 (None, None) => return Ok(()),
                 (Some((name, shard)), tensor) if tensor.is_none_or(|tensor| *name < tensor.name) => {
                     // Every file of the index has been opened; the search runs once, on the way to an error.
-                    let file = files
-                        .iter()
-                        .find(|file| file.name == *shard)
-                        .map_or(Path::new(shard), |file| &file.path);
+                    let file =
+                        files.iter().find(|file| file.name == *shard).map_or(Path::new(shard), |file| &file.path);
                     return Err(FormatError::tensor(file, name, Kind::NotInShard));
                 }
                 (Some((name, shard)), Some(tensor)) if *name == tensor.name => {
@@ -85,11 +79,7 @@ impl Index {
                     found.next();
                 }
                 (_, Some(tensor)) => {
-                    return Err(FormatError::tensor(
-                        &files[tensor.file].path,
-                        &tensor.name,
-                        Kind::NotInIndex,
-                    ));
+                    return Err(FormatError::tensor(&files[tensor.file].path, &tensor.name, Kind::NotInIndex));
                 }
                 // The second arm takes every case in which only the index has names left.
                 (Some(_), None) => return Ok(()),
@@ -101,9 +91,6 @@ impl Index {
 /// A name that can only be a file directly in the folder, on every operating system.
 fn is_plain_name(name: &str) -> bool {
     let mut components = Path::new(name).components();
-    let single = matches!(
-        (components.next(), components.next()),
-        (Some(Component::Normal(_)), None)
-    );
+    let single = matches!((components.next(), components.next()), (Some(Component::Normal(_)), None));
     single && !name.contains(['/', '\\', ':', '\0'])
 }

@@ -15,24 +15,18 @@ pub(crate) fn read_capped(file: &mut File, path: &Path, bytes: u64, cap: u64) ->
         return Err(FormatError::new(path, Kind::TooLarge { bytes, cap }));
     }
     let mut content = Vec::with_capacity(bytes as usize);
-    file.take(cap)
-        .read_to_end(&mut content)
-        .map_err(FormatError::io(path, "read"))?;
+    file.take(cap).read_to_end(&mut content).map_err(FormatError::io(path, "read"))?;
     Ok(content)
 }
 
 /// The text of a JSON file or header, or where it stops being UTF-8.
 pub(crate) fn text(bytes: &[u8]) -> Result<&str, Kind> {
-    std::str::from_utf8(bytes).map_err(|error| Kind::NotUtf8 {
-        at: error.valid_up_to() as u64,
-    })
+    std::str::from_utf8(bytes).map_err(|error| Kind::NotUtf8 { at: error.valid_up_to() as u64 })
 }
 
 /// A JSON error in the words of `serde_json`, which give line and column.
 pub(crate) fn json_error(error: &serde_json::Error) -> Kind {
-    Kind::Json {
-        message: format!("not the JSON that belongs here: {error}"),
-    }
+    Kind::Json { message: format!("not the JSON that belongs here: {error}") }
 }
 
 /// A JSON object from strings to strings with every pair that the text has, sorted by key; equal keys lie side by side.
@@ -42,10 +36,7 @@ pub(crate) struct Pairs(pub(crate) Vec<(String, String)>);
 impl Pairs {
     /// The first key that is there twice.
     pub(crate) fn duplicate(&self) -> Option<&str> {
-        self.0
-            .windows(2)
-            .find(|pair| pair[0].0 == pair[1].0)
-            .map(|pair| pair[0].0.as_str())
+        self.0.windows(2).find(|pair| pair[0].0 == pair[1].0).map(|pair| pair[0].0.as_str())
     }
 }
 

@@ -38,10 +38,7 @@ impl Map {
         // SAFETY: the map is read-only. That nobody changes the file meanwhile cannot be proved, only documented and watched
         // (see the module header); the bytes are plain data for which every bit pattern is valid.
         let map = unsafe { memmap2::MmapOptions::new().len(bytes as usize).map(file)? };
-        Ok(Self {
-            map,
-            page: rustix::param::page_size() as u64,
-        })
+        Ok(Self { map, page: rustix::param::page_size() as u64 })
     }
 
     /// The whole file.
@@ -62,10 +59,7 @@ impl Map {
             let (start, length) = (range.start as usize, (range.end - range.start) as usize);
             // SAFETY: `MADV_DONTNEED` on a read-only map of a file drops page table entries only; the next access, also through a
             // slice that is alive now, reads the same bytes of the same file again.
-            let _ = unsafe {
-                self.map
-                    .unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, length)
-            };
+            let _ = unsafe { self.map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, length) };
         }
     }
 
@@ -107,11 +101,7 @@ mod tests {
             (9_000..99_999, Edges::Drop, 8192..10_000),
         ];
         for (range, edges, expected) in cases {
-            assert_eq!(
-                rounded(range.clone(), 4096, 10_000, edges),
-                expected,
-                "{range:?} {edges:?}"
-            );
+            assert_eq!(rounded(range.clone(), 4096, 10_000, edges), expected, "{range:?} {edges:?}");
         }
         assert!(rounded(4097..8191, 4096, 10_000, Edges::Keep).is_empty());
     }

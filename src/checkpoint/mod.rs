@@ -112,11 +112,7 @@ impl Checkpoint {
         let found = fs::metadata(path).map_err(FormatError::io(path, "open"))?;
         if found.is_dir() {
             let folder = Folder::open(path)?;
-            if folder.has_index() {
-                Self::open_indexed(path, &folder)
-            } else {
-                Self::open_single(path, &folder)
-            }
+            if folder.has_index() { Self::open_indexed(path, &folder) } else { Self::open_single(path, &folder) }
         } else {
             // The user named this file, so a symbolic link may lead anywhere.
             let part = safetensors::open(path, path)?;
@@ -131,10 +127,7 @@ impl Checkpoint {
     fn open_indexed(path: &Path, folder: &Folder) -> Result<Self, FormatError> {
         let index_path = path.join(INDEX_NAME);
         let Some((side, text)) = folder.small_file(INDEX_NAME, index::INDEX_BYTES_MAX)? else {
-            let kind = Kind::Io {
-                doing: "open",
-                source: io::Error::from(io::ErrorKind::NotFound),
-            };
+            let kind = Kind::Io { doing: "open", source: io::Error::from(io::ErrorKind::NotFound) };
             return Err(FormatError::new(&index_path, kind));
         };
         let index = Index::parse(&index_path, &text)?;
@@ -142,10 +135,7 @@ impl Checkpoint {
         let mut checkpoint = Self::assemble(path, folder, parts)?;
         index.check(&checkpoint.files, &checkpoint.tensors)?;
         let names = folder.safetensors_names()?;
-        checkpoint.unlisted = names
-            .into_iter()
-            .filter(|name| checkpoint.file_named(name).is_none())
-            .collect();
+        checkpoint.unlisted = names.into_iter().filter(|name| checkpoint.file_named(name).is_none()).collect();
         checkpoint.sides.push(side);
         Ok(checkpoint)
     }
@@ -157,23 +147,16 @@ impl Checkpoint {
         for name in names {
             match folder.file(name) {
                 Ok(paths) => found.push(paths),
-                Err(FormatError {
-                    file,
-                    kind: Kind::Io { source, .. },
-                    ..
-                }) if source.kind() == io::ErrorKind::NotFound => {
+                Err(FormatError { file, kind: Kind::Io { source, .. }, .. })
+                    if source.kind() == io::ErrorKind::NotFound =>
+                {
                     missing.push(file);
                 }
                 Err(error) => return Err(error),
             }
         }
         if let Some(first) = missing.first() {
-            return Err(FormatError::new(
-                first,
-                Kind::ShardMissing {
-                    others: missing.len() - 1,
-                },
-            ));
+            return Err(FormatError::new(first, Kind::ShardMissing { others: missing.len() - 1 }));
         }
         found.iter().map(|(path, real)| safetensors::open(path, real)).collect()
     }
@@ -205,22 +188,12 @@ impl Checkpoint {
         // By file among equals, so that the message below does not depend on the sort.
         tensors.sort_unstable_by(|a, b| (&a.name, a.file).cmp(&(&b.name, b.file)));
         if let Some(twice) = tensors.windows(2).find(|pair| pair[0].name == pair[1].name) {
-            let kind = Kind::InTwoFiles {
-                other: files[twice[0].file].name.clone(),
-            };
+            let kind = Kind::InTwoFiles { other: files[twice[0].file].name.clone() };
             return Err(FormatError::tensor(&files[twice[1].file].path, &twice[1].name, kind));
         }
         let (config_side, config) = folder.small_file("config.json", CONFIG_BYTES_MAX)?.unzip();
         let (sides, unlisted) = (Vec::from_iter(config_side), Vec::new());
-        Ok(Self {
-            folder: path.to_path_buf(),
-            files,
-            maps,
-            tensors,
-            config,
-            sides,
-            unlisted,
-        })
+        Ok(Self { folder: path.to_path_buf(), files, maps, tensors, config, sides, unlisted })
     }
 
     /// The folder that the files lie in, as the user wrote it (`.` for a bare file name).
@@ -245,9 +218,7 @@ impl Checkpoint {
 
     /// The id of the tensor with this name.
     pub fn find(&self, name: &str) -> Option<usize> {
-        self.tensors
-            .binary_search_by(|tensor| tensor.name.as_str().cmp(name))
-            .ok()
+        self.tensors.binary_search_by(|tensor| tensor.name.as_str().cmp(name)).ok()
     }
 
     /// Sum of the tensors' bytes.
@@ -318,9 +289,6 @@ impl Checkpoint {
             tensor.name,
             tensor.bytes
         );
-        (
-            &self.maps[tensor.file],
-            tensor.offset + range.start..tensor.offset + range.end,
-        )
+        (&self.maps[tensor.file], tensor.offset + range.start..tensor.offset + range.end)
     }
 }

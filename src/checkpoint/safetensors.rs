@@ -36,15 +36,8 @@ pub(super) fn open(path: &Path, real: &Path) -> Result<Part, FormatError> {
     let data_start = head.len() as u64;
     check_file_size(data_start, header.data_bytes, bytes).map_err(|kind| {
         // The first tensor that the file does not hold completely is the most useful one to name.
-        let cut = header
-            .entries
-            .iter()
-            .find(|entry| data_start.saturating_add(entry.end) > bytes);
-        FormatError {
-            file: path.to_path_buf(),
-            tensor: cut.map(|entry| entry.name.clone()),
-            kind,
-        }
+        let cut = header.entries.iter().find(|entry| data_start.saturating_add(entry.end) > bytes);
+        FormatError { file: path.to_path_buf(), tensor: cut.map(|entry| entry.name.clone()), kind }
     })?;
 
     let tensors = header.entries.into_iter().map(|entry| TensorInfo {
@@ -60,10 +53,7 @@ pub(super) fn open(path: &Path, real: &Path) -> Result<Part, FormatError> {
         tensors: tensors.collect(),
         map: Map::new(&file, bytes).map_err(FormatError::io(path, "map"))?,
         file: SourceFile {
-            name: path
-                .file_name()
-                .map(|name| name.to_string_lossy().into_owned())
-                .unwrap_or_default(),
+            name: path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default(),
             path: path.to_path_buf(),
             bytes,
             modified_ns: modified_ns(&found),
@@ -82,9 +72,7 @@ fn read_head(file: &mut File, path: &Path, bytes: u64) -> Result<Vec<u8>, Format
     }
     let mut head = read_capped(file, path, LENGTH_BYTES, LENGTH_BYTES)?;
     let Ok(length) = <[u8; 8]>::try_from(head.as_slice()) else {
-        return Err(error(Kind::TooShort {
-            bytes: head.len() as u64,
-        }));
+        return Err(error(Kind::TooShort { bytes: head.len() as u64 }));
     };
     let header = u64::from_le_bytes(length);
     if header > bytes - LENGTH_BYTES {
@@ -92,17 +80,11 @@ fn read_head(file: &mut File, path: &Path, bytes: u64) -> Result<Vec<u8>, Format
         return Err(error(Kind::HeaderPastEnd { header, file: bytes }));
     }
     if header > HEADER_BYTES_MAX {
-        return Err(error(Kind::TooLarge {
-            bytes: header,
-            cap: HEADER_BYTES_MAX,
-        }));
+        return Err(error(Kind::TooLarge { bytes: header, cap: HEADER_BYTES_MAX }));
     }
     let text = read_capped(file, path, header, header)?;
     if (text.len() as u64) < header {
-        return Err(error(Kind::HeaderPastEnd {
-            header,
-            file: LENGTH_BYTES + text.len() as u64,
-        }));
+        return Err(error(Kind::HeaderPastEnd { header, file: LENGTH_BYTES + text.len() as u64 }));
     }
     head.extend_from_slice(&text);
     Ok(head)

@@ -103,9 +103,7 @@ impl Dtype {
 
 /// The number of elements of a shape; `None` if the product passes 2^64 at any step, even where a later 0 would hide it.
 pub fn elements_of(shape: &[u64]) -> Option<u64> {
-    shape
-        .iter()
-        .try_fold(1u64, |product, &extent| product.checked_mul(extent))
+    shape.iter().try_fold(1u64, |product, &extent| product.checked_mul(extent))
 }
 
 impl fmt::Display for Dtype {
@@ -131,11 +129,7 @@ impl FromStr for Dtype {
 
     /// Reads the container's spelling exactly (upper case).
     fn from_str(text: &str) -> Result<Self, UnknownDtype> {
-        TABLE
-            .iter()
-            .find(|entry| entry.1 == text)
-            .map(|entry| entry.0)
-            .ok_or(UnknownDtype)
+        TABLE.iter().find(|entry| entry.1 == text).map(|entry| entry.0).ok_or(UnknownDtype)
     }
 }
 
@@ -150,10 +144,7 @@ mod tests {
         for dtype in Dtype::all() {
             let theirs: safetensors::Dtype = serde_json::from_value(dtype.name().into()).unwrap();
             assert_eq!(dtype.bits(), theirs.bitsize() as u64, "{dtype}");
-            assert_eq!(
-                serde_json::to_value(theirs).unwrap(),
-                serde_json::to_value(dtype).unwrap()
-            );
+            assert_eq!(serde_json::to_value(theirs).unwrap(), serde_json::to_value(dtype).unwrap());
             assert_eq!(dtype.to_string().parse::<Dtype>(), Ok(dtype));
         }
         for unknown in ["", "bf16", "F8", "Q4_K", "BF16 "] {

@@ -90,10 +90,7 @@ fn inverse_rms(x: &[f32], eps: f32) -> f32 {
 
 #[inline(always)]
 fn rms_norm_body(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
-    assert!(
-        x.len() == out.len() && weight.len() == x.len(),
-        "a norm's weight and rows have the same length"
-    );
+    assert!(x.len() == out.len() && weight.len() == x.len(), "a norm's weight and rows have the same length");
     let scale = inverse_rms(x, eps);
     for ((out, &x), &weight) in out.iter_mut().zip(x).zip(weight) {
         *out = x * scale * weight;
@@ -112,11 +109,7 @@ fn softmax_body(row: &mut [f32]) {
     let (chunks, rest) = row.as_chunks::<LANES>();
     for chunk in chunks {
         for lane in 0..LANES {
-            highest[lane] = if chunk[lane] > highest[lane] {
-                chunk[lane]
-            } else {
-                highest[lane]
-            };
+            highest[lane] = if chunk[lane] > highest[lane] { chunk[lane] } else { highest[lane] };
         }
     }
     let highest = rest.iter().chain(&highest).copied().fold(f32::NEG_INFINITY, f32::max);
@@ -172,10 +165,7 @@ mod tests {
         let mut x = -87.2f32;
         while x < 88.0 {
             let (got, expected) = (f64::from(exp(x)), f64::from(x).exp());
-            assert!(
-                (got - expected).abs() <= expected * 2.0f64.powi(-22),
-                "e^{x} = {got:e}, not {expected:e}"
-            );
+            assert!((got - expected).abs() <= expected * 2.0f64.powi(-22), "e^{x} = {got:e}, not {expected:e}");
             x += 0.001_37;
         }
         assert_eq!(exp(0.0), 1.0);
@@ -209,23 +199,14 @@ mod tests {
             let mut out = vec![0.0; len];
             rms_norm(&x, &weight, 1e-5, &mut out);
             let rms = (wide.iter().map(|x| x * x).sum::<f64>() / len as f64 + 1e-5).sqrt();
-            near(
-                &out,
-                wide.iter().zip(&weight).map(|(x, &w)| x / rms * f64::from(w)).collect(),
-            );
+            near(&out, wide.iter().zip(&weight).map(|(x, &w)| x / rms * f64::from(w)).collect());
             let mut row = x.clone();
             normalize(&mut row, 1e-5);
             near(&row, wide.iter().map(|x| x / rms).collect());
 
             let mut gate = x.clone();
             silu_mul(&mut gate, &weight);
-            near(
-                &gate,
-                wide.iter()
-                    .zip(&weight)
-                    .map(|(x, &w)| x / (1.0 + (-x).exp()) * f64::from(w))
-                    .collect(),
-            );
+            near(&gate, wide.iter().zip(&weight).map(|(x, &w)| x / (1.0 + (-x).exp()) * f64::from(w)).collect());
         }
     }
 

@@ -279,12 +279,7 @@ impl Finder<'_> {
     }
 
     /// One expert's matrix as a slice of a fused `[E, in, out]` tensor.
-    fn slice(
-        &self,
-        wanted: &Expected,
-        id: TensorId,
-        columns: Columns,
-    ) -> Result<(Coding, Vec<TensorId>), Problem> {
+    fn slice(&self, wanted: &Expected, id: TensorId, columns: Columns) -> Result<(Coding, Vec<TensorId>), Problem> {
         let tensor = &self.tensors[id];
         let (out, input) = (wanted.shape[0], wanted.shape[1]);
         let stride = if columns == Columns::All { out } else { 2 * out };
@@ -340,7 +335,10 @@ impl Finder<'_> {
             [rows, groups] if rows == out as u64 && groups > 0 && (input as u64).is_multiple_of(groups) => groups,
             _ => {
                 let shape = &self.tensors[scale].shape;
-                return Err(mismatch(wanted, format!("has scales of shape {shape:?}, which do not divide [{out}, {input}]")));
+                return Err(mismatch(
+                    wanted,
+                    format!("has scales of shape {shape:?}, which do not divide [{out}, {input}]"),
+                ));
             }
         };
         self.expect(wanted, scale, &FLOATS, &[out as u64, groups])?;
@@ -366,7 +364,9 @@ impl Finder<'_> {
             [rows, cols] => {
                 let (high, wide) = blocks.unwrap_or((128, 128));
                 if (rows, cols) != (out.div_ceil(high) as u64, input.div_ceil(wide) as u64) {
-                    let what = format!("has FP8 scales of shape {shape:?}, which fit neither channels nor blocks of {high}x{wide}");
+                    let what = format!(
+                        "has FP8 scales of shape {shape:?}, which fit neither channels nor blocks of {high}x{wide}"
+                    );
                     return Err(mismatch(wanted, what));
                 }
                 Scheme::Fp8Block { rows: high, cols: wide }
@@ -428,5 +428,8 @@ fn mismatch(wanted: &Expected, message: String) -> Problem {
 }
 
 fn wrong_shape(wanted: &Expected, tensor: &TensorInfo, shape: &[u64]) -> Problem {
-    mismatch(wanted, format!("has the wrong shape: `{}` is {:?}, the config asks for {shape:?}", tensor.name, tensor.shape))
+    mismatch(
+        wanted,
+        format!("has the wrong shape: `{}` is {:?}, the config asks for {shape:?}", tensor.name, tensor.shape),
+    )
 }

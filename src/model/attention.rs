@@ -62,33 +62,19 @@ pub fn attend(
     out: &mut [f32],
 ) {
     let (width, kv_width) = (options.heads * options.head_dim, options.kv_heads * options.head_dim);
-    assert!(
-        options.heads.is_multiple_of(options.kv_heads),
-        "query heads are shared out evenly"
-    );
+    assert!(options.heads.is_multiple_of(options.kv_heads), "query heads are shared out evenly");
     let rows = sequences.last().map_or(0, |sequence| sequence.end);
-    assert!(
-        q.len() == rows * width && out.len() == q.len(),
-        "q and out are [rows, heads * head_dim]"
-    );
-    assert!(
-        k.len() == rows * kv_width && v.len() == k.len(),
-        "k and v are [rows, kv_heads * head_dim]"
-    );
+    assert!(q.len() == rows * width && out.len() == q.len(), "q and out are [rows, heads * head_dim]");
+    assert!(k.len() == rows * kv_width && v.len() == k.len(), "k and v are [rows, kv_heads * head_dim]");
 
     let positions = positions(sequences);
     let scale = (options.head_dim as f32).powf(-0.5);
     q.par_chunks_mut(width).zip(&positions).for_each(|(row, &position)| {
         prepare(options, rope, position, row);
-        let factor = scale
-            * options
-                .temperature
-                .map_or(1.0, |temperature| temperature.factor(position));
+        let factor = scale * options.temperature.map_or(1.0, |temperature| temperature.factor(position));
         row.iter_mut().for_each(|value| *value *= factor);
     });
-    k.par_chunks_mut(kv_width)
-        .zip(&positions)
-        .for_each(|(row, &position)| prepare(options, rope, position, row));
+    k.par_chunks_mut(kv_width).zip(&positions).for_each(|(row, &position)| prepare(options, rope, position, row));
 
     let (q, k) = (&*q, &*k);
     let mut rest = out;
@@ -98,18 +84,14 @@ pub fn attend(
         work.push((block, out));
         rest = tail;
     }
-    work.into_par_iter()
-        .for_each(|(block, out)| attend_block(options, &block, q, k, v, out));
+    work.into_par_iter().for_each(|(block, out)| attend_block(options, &block, q, k, v, out));
 }
 
 /// The position of each row in its sequence.
 fn positions(sequences: &[Range<usize>]) -> Vec<usize> {
     let mut end = 0;
     for sequence in sequences {
-        assert!(
-            sequence.start == end && sequence.end >= end,
-            "sequences follow one another without gaps"
-        );
+        assert!(sequence.start == end && sequence.end >= end, "sequences follow one another without gaps");
         end = sequence.end;
     }
     sequences.iter().flat_map(|sequence| 0..sequence.len()).collect()
@@ -121,8 +103,7 @@ fn prepare(options: &AttentionOptions, rope: Option<&RopeTable>, position: usize
         rope.rotate(row, position);
     }
     if let Some(eps) = options.qk_norm_eps {
-        row.chunks_exact_mut(options.head_dim)
-            .for_each(|head| rows::normalize(head, eps));
+        row.chunks_exact_mut(options.head_dim).for_each(|head| rows::normalize(head, eps));
     }
 }
 
@@ -140,10 +121,7 @@ fn blocks(sequences: &[Range<usize>], chunk: Option<usize>) -> Vec<Block> {
         for first_key in sequence.clone().step_by(chunk) {
             let end = sequence.end.min(first_key + chunk);
             for start in (first_key..end).step_by(QUERIES) {
-                blocks.push(Block {
-                    queries: start..end.min(start + QUERIES),
-                    first_key,
-                });
+                blocks.push(Block { queries: start..end.min(start + QUERIES), first_key });
             }
         }
     }
@@ -168,24 +146,14 @@ fn attend_block(options: &AttentionOptions, block: &Block, q: &[f32], k: &[f32],
         let key = View::new(&k[start..], keys, dim, kv_width);
         let value = View::new(&v[start..], keys, dim, kv_width);
         let queries = View::dense(&stacked, count * group, dim);
-        matmul_serial(
-            queries,
-            key,
-            Layout::OutIn,
-            ViewMut::dense(&mut scores, count * group, keys),
-        );
+        matmul_serial(queries, key, Layout::OutIn, ViewMut::dense(&mut scores, count * group, keys));
         for (index, row) in scores.chunks_exact_mut(keys).enumerate() {
             let visible = block.queries.start - block.first_key + index / group + 1;
             rows::softmax(&mut row[..visible]);
             row[visible..].fill(0.0);
         }
         let weights = View::dense(&scores, count * group, keys);
-        matmul_serial(
-            weights,
-            value,
-            Layout::InOut,
-            ViewMut::dense(&mut stacked, count * group, dim),
-        );
+        matmul_serial(weights, value, Layout::InOut, ViewMut::dense(&mut stacked, count * group, dim));
         for (out, stacked) in out.chunks_exact_mut(width).zip(stacked.chunks_exact(group * dim)) {
             out[own.clone()].copy_from_slice(stacked);
         }

@@ -67,10 +67,7 @@ impl Linear<'_> {
     /// # Panics
     /// If `x` is not a whole number of rows.
     pub fn map(&self, x: &[f32]) -> Vec<f32> {
-        assert!(
-            x.len().is_multiple_of(self.inputs().max(1)),
-            "the activations are whole rows"
-        );
+        assert!(x.len().is_multiple_of(self.inputs().max(1)), "the activations are whole rows");
         let mut y = vec![0.0; x.len() / self.inputs().max(1) * self.outputs()];
         self.apply(x, &mut y);
         y

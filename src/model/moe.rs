@@ -30,10 +30,7 @@ impl Routing {
     /// # Panics
     /// If `logits` is not whole rows, or `top_k` exceeds the number of experts.
     pub fn new(logits: &[f32], experts: usize, top_k: usize) -> Self {
-        assert!(
-            experts > 0 && logits.len().is_multiple_of(experts) && top_k <= experts,
-            "logits are [rows, experts]"
-        );
+        assert!(experts > 0 && logits.len().is_multiple_of(experts) && top_k <= experts, "logits are [rows, experts]");
         let chosen: Vec<usize> = logits.chunks(experts).flat_map(|row| chosen(row, top_k)).collect();
         let mut starts = vec![0usize; experts + 1];
         chosen.iter().for_each(|&expert| starts[expert + 1] += 1);
@@ -62,10 +59,7 @@ impl Routing {
     /// If there is no such expert.
     pub fn share(&self, expert: usize) -> Share<'_> {
         let range = self.starts[expert]..self.starts[expert + 1];
-        Share {
-            tokens: &self.tokens[range.clone()],
-            scores: &self.scores[range],
-        }
+        Share { tokens: &self.tokens[range.clone()], scores: &self.scores[range] }
     }
 }
 

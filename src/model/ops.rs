@@ -32,9 +32,7 @@ pub fn rms_norm(x: &[f32], weight: &[f32], eps: f32) -> Vec<f32> {
 /// If the lengths differ.
 pub fn silu_mul(gate: &mut [f32], up: &[f32]) {
     assert_eq!(gate.len(), up.len(), "gate and up have the same length");
-    gate.par_chunks_mut(PIECE)
-        .zip(up.par_chunks(PIECE))
-        .for_each(|(gate, up)| rows::silu_mul(gate, up));
+    gate.par_chunks_mut(PIECE).zip(up.par_chunks(PIECE)).for_each(|(gate, up)| rows::silu_mul(gate, up));
 }
 
 /// `x += y`, element by element.

@@ -42,12 +42,7 @@ pub fn frequencies(options: &RopeOptions) -> Vec<f32> {
 }
 
 fn scale(frequency: f32, scaling: &Scaling) -> f32 {
-    let Scaling {
-        factor,
-        low_freq_factor,
-        high_freq_factor,
-        original_positions,
-    } = *scaling;
+    let Scaling { factor, low_freq_factor, high_freq_factor, original_positions } = *scaling;
     let wavelength = 2.0 * std::f32::consts::PI / frequency;
     if wavelength > original_positions / low_freq_factor {
         frequency / factor
@@ -79,10 +74,7 @@ impl RopeTable {
                 })
             })
             .collect();
-        Self {
-            half: frequencies.len(),
-            turns,
-        }
+        Self { half: frequencies.len(), turns }
     }
 
     /// Turns the pairs `(2i, 2i + 1)` of each head in `heads` (`[any number, head_dim]`) by the angles of `position`.

@@ -29,13 +29,7 @@ impl Tiny {
             let bytes =
                 std::fs::read(folder().join(format!("model-0000{index}-of-00006.safetensors"))).expect("a shard");
             for (name, view) in SafeTensors::deserialize(&bytes).expect("a valid file").tensors() {
-                let numbers = view
-                    .data()
-                    .as_chunks::<2>()
-                    .0
-                    .iter()
-                    .map(|bytes| bf16::from_le_bytes(*bytes))
-                    .collect();
+                let numbers = view.data().as_chunks::<2>().0.iter().map(|bytes| bf16::from_le_bytes(*bytes)).collect();
                 tensors.insert(name, (view.shape().to_vec(), numbers));
             }
         }
@@ -43,11 +37,7 @@ impl Tiny {
     }
 
     fn numbers(&self, name: &str) -> &[bf16] {
-        let prefix = if name == "lm_head.weight" {
-            "language_model."
-        } else {
-            "language_model.model."
-        };
+        let prefix = if name == "lm_head.weight" { "language_model." } else { "language_model.model." };
         &self.0[&format!("{prefix}{name}")].1
     }
 
@@ -57,10 +47,7 @@ impl Tiny {
 
     fn linear(&self, name: &str, outputs: usize, inputs: usize) -> Linear<'_> {
         let view = View::dense(self.numbers(&format!("{name}.weight")), outputs, inputs);
-        Linear {
-            numbers: Numbers::Bf16(view),
-            layout: Layout::OutIn,
-        }
+        Linear { numbers: Numbers::Bf16(view), layout: Layout::OutIn }
     }
 
     fn shared_expert(&self, layer: usize) -> Mlp<'_> {
@@ -78,10 +65,7 @@ impl Tiny {
         let down = self.numbers(&format!("layers.{layer}.feed_forward.experts.down_proj"));
         let size = HIDDEN * 2 * INNER;
         let gate_up = &gate_up[expert * size..(expert + 1) * size];
-        let in_out = |view| Linear {
-            numbers: Numbers::Bf16(view),
-            layout: Layout::InOut,
-        };
+        let in_out = |view| Linear { numbers: Numbers::Bf16(view), layout: Layout::InOut };
         Mlp {
             gate: in_out(View::new(gate_up, HIDDEN, INNER, 2 * INNER)),
             up: in_out(View::new(&gate_up[INNER..], HIDDEN, INNER, 2 * INNER)),
@@ -93,12 +77,7 @@ impl Tiny {
 const ROPE: RopeOptions = RopeOptions {
     head_dim: 32,
     theta: 500_000.0,
-    scaling: Some(Scaling {
-        factor: 8.0,
-        low_freq_factor: 1.0,
-        high_freq_factor: 1.0,
-        original_positions: 256.0,
-    }),
+    scaling: Some(Scaling { factor: 8.0, low_freq_factor: 1.0, high_freq_factor: 1.0, original_positions: 256.0 }),
 };
 
 /// One decoder layer; gives the router's logits.
@@ -117,29 +96,15 @@ fn layer(
         head_dim: 32,
         qk_norm_eps: has_rope.then_some(1e-5),
         chunk: has_rope.then_some(128),
-        temperature: (!has_rope).then_some(Temperature {
-            floor_scale: 96.0,
-            attn_scale: 0.1,
-        }),
+        temperature: (!has_rope).then_some(Temperature { floor_scale: 96.0, attn_scale: 0.1 }),
     };
     let x = rms_norm(hidden, &tiny.vector(&name("input_layernorm.weight")), 1e-5);
     let mut q = tiny.linear(&name("self_attn.q_proj"), 256, HIDDEN).map(&x);
     let mut k = tiny.linear(&name("self_attn.k_proj"), 64, HIDDEN).map(&x);
     let v = tiny.linear(&name("self_attn.v_proj"), 64, HIDDEN).map(&x);
     let mut attention = vec![0.0; q.len()];
-    attend(
-        &options,
-        has_rope.then_some(rope),
-        sequences,
-        &mut q,
-        &mut k,
-        &v,
-        &mut attention,
-    );
-    add(
-        hidden,
-        &tiny.linear(&name("self_attn.o_proj"), HIDDEN, 256).map(&attention),
-    );
+    attend(&options, has_rope.then_some(rope), sequences, &mut q, &mut k, &v, &mut attention);
+    add(hidden, &tiny.linear(&name("self_attn.o_proj"), HIDDEN, 256).map(&attention));
 
     let x = rms_norm(hidden, &tiny.vector(&name("post_attention_layernorm.weight")), 1e-5);
     let logits = tiny.linear(&name("feed_forward.router"), EXPERTS, HIDDEN).map(&x);
@@ -158,10 +123,7 @@ fn layer(
 fn relative_error(got: &[f32], expected: &[f32]) -> f32 {
     assert_eq!(got.len(), expected.len());
     let size = expected.iter().fold(0.0f32, |size, value| size.max(value.abs()));
-    got.iter()
-        .zip(expected)
-        .fold(0.0f32, |worst, (got, expected)| worst.max((got - expected).abs()))
-        / size
+    got.iter().zip(expected).fold(0.0f32, |worst, (got, expected)| worst.max((got - expected).abs())) / size
 }
 
 #[test]
@@ -171,29 +133,16 @@ fn tiny_scout_agrees_with_transformers() {
     let golden = SafeTensors::deserialize(&bytes).expect("a valid file");
     let floats = |name: &str| -> Vec<f32> {
         let data = golden.tensor(name).expect("a golden tensor");
-        data.data()
-            .as_chunks::<4>()
-            .0
-            .iter()
-            .map(|bytes| f32::from_le_bytes(*bytes))
-            .collect()
+        data.data().as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
     };
     let ids = golden.tensor("text.input_ids").expect("a golden tensor");
-    let ids: Vec<usize> = ids
-        .data()
-        .as_chunks::<8>()
-        .0
-        .iter()
-        .map(|bytes| i64::from_le_bytes(*bytes) as usize)
-        .collect();
+    let ids: Vec<usize> =
+        ids.data().as_chunks::<8>().0.iter().map(|bytes| i64::from_le_bytes(*bytes) as usize).collect();
 
     // The text twice, as two sequences: both must come out like the one.
     let embedding = tiny.vector("embed_tokens.weight");
     let rows = ids.iter().chain(&ids);
-    let mut hidden: Vec<f32> = rows
-        .flat_map(|&id| &embedding[id * HIDDEN..(id + 1) * HIDDEN])
-        .copied()
-        .collect();
+    let mut hidden: Vec<f32> = rows.flat_map(|&id| &embedding[id * HIDDEN..(id + 1) * HIDDEN]).copied().collect();
     let sequences = [0..ids.len(), ids.len()..2 * ids.len()];
     let rope = RopeTable::new(&ROPE, ids.len());
     let check = |what: &str, got: &[f32], expected: &[f32]| {
@@ -205,23 +154,11 @@ fn tiny_scout_agrees_with_transformers() {
     };
     for index in 0..4 {
         let logits = layer(&tiny, index, &rope, &mut hidden, &sequences);
-        check(
-            &format!("router logits {index}"),
-            &logits,
-            &floats(&format!("text.router_logits.{index}")),
-        );
-        check(
-            &format!("hidden {index}"),
-            &hidden,
-            &floats(&format!("text.hidden.{index}")),
-        );
+        check(&format!("router logits {index}"), &logits, &floats(&format!("text.router_logits.{index}")));
+        check(&format!("hidden {index}"), &hidden, &floats(&format!("text.hidden.{index}")));
     }
     let x = rms_norm(&hidden, &tiny.vector("norm.weight"), 1e-5);
-    check(
-        "logits",
-        &tiny.linear("lm_head", 2048, HIDDEN).map(&x),
-        &floats("text.logits"),
-    );
+    check("logits", &tiny.linear("lm_head", 2048, HIDDEN).map(&x), &floats("text.logits"));
 }
 
 /// Scout's parameters, and a set with a middle band between short and long waves: `ROPE_INIT_FUNCTIONS["llama3"]` of
@@ -231,36 +168,14 @@ fn frequencies_agree_with_transformers() {
     let options = |factor, high, positions| RopeOptions {
         head_dim: 128,
         theta: 500_000.0,
-        scaling: Some(Scaling {
-            factor,
-            low_freq_factor: 1.0,
-            high_freq_factor: high,
-            original_positions: positions,
-        }),
+        scaling: Some(Scaling { factor, low_freq_factor: 1.0, high_freq_factor: high, original_positions: positions }),
     };
-    let scout = [
-        (0, 1.0),
-        (1, 0.8146172165870667),
-        (10, 0.12868738174438477),
-        (33, 0.001152042648755014),
-    ];
-    let scout_long = [
-        (34, 0.0009384738514199853),
-        (35, 4.778106085723266e-05),
-        (63, 1.5344629389346665e-07),
-    ];
+    let scout = [(0, 1.0), (1, 0.8146172165870667), (10, 0.12868738174438477), (33, 0.001152042648755014)];
+    let scout_long = [(34, 0.0009384738514199853), (35, 4.778106085723266e-05), (63, 1.5344629389346665e-07)];
     check_frequencies(&options(16.0, 1.0, 8192.0), &scout);
     check_frequencies(&options(16.0, 1.0, 8192.0), &scout_long);
-    let band = [
-        (28, 0.0032114461064338684),
-        (29, 0.0021665706299245358),
-        (31, 0.0008567514596506953),
-    ];
-    let band_long = [
-        (33, 0.0003126936999029398),
-        (34, 0.0001785077911335975),
-        (35, 9.556212171446532e-05),
-    ];
+    let band = [(28, 0.0032114461064338684), (29, 0.0021665706299245358), (31, 0.0008567514596506953)];
+    let band_long = [(33, 0.0003126936999029398), (34, 0.0001785077911335975), (35, 9.556212171446532e-05)];
     check_frequencies(&options(8.0, 4.0, 8192.0), &band);
     check_frequencies(&options(8.0, 4.0, 8192.0), &band_long);
 }

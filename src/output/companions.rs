@@ -99,9 +99,10 @@ pub struct Card<'a> {
 /// The model card, `README.md`.
 pub fn card(card: &Card<'_>) -> Companion {
     let Card { origin, schemes, bits_per_weight, bytes, tool_version } = card;
-    let base_model = origin.repo.as_ref().map_or_else(String::new, |repo| {
-        format!("base_model: {repo}\nbase_model_relation: quantized\n")
-    });
+    let base_model = origin
+        .repo
+        .as_ref()
+        .map_or_else(String::new, |repo| format!("base_model: {repo}\nbase_model_relation: quantized\n"));
     let made_from = match (&origin.repo, &origin.revision) {
         (Some(repo), Some(revision)) => format!("`{repo}` at revision `{revision}`"),
         (Some(repo), None) => format!("`{repo}`"),

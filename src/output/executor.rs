@@ -63,14 +63,8 @@ pub fn fill(
     let folder = partial.model();
     remove_strangers(&folder, plan)?;
     let targets = plan.files.iter().map(|file| Target::create(&folder, file)).collect::<Result<Vec<_>>>()?;
-    let run = Run {
-        plan,
-        model,
-        partial,
-        targets,
-        totals: plan.tasks.iter().map(|_| OnceLock::new()).collect(),
-        control,
-    };
+    let run =
+        Run { plan, model, partial, targets, totals: plan.tasks.iter().map(|_| OnceLock::new()).collect(), control };
     run.write_literals()?;
     let kept = run.recheck(finished)?;
     let pending: Vec<usize> = (0..plan.tasks.len()).filter(|&task| run.totals[task].get().is_none()).collect();
@@ -104,7 +98,8 @@ fn remove_strangers(folder: &Path, plan: &Plan) -> Result<()> {
             continue;
         }
         let is_folder = entry.file_type().with_context(context)?.is_dir();
-        if is_folder { fs::remove_dir_all(entry.path()) } else { fs::remove_file(entry.path()) }.with_context(context)?;
+        if is_folder { fs::remove_dir_all(entry.path()) } else { fs::remove_file(entry.path()) }
+            .with_context(context)?;
     }
     Ok(())
 }
@@ -123,13 +118,8 @@ impl<'a> Target<'a> {
     fn create(folder: &Path, plan: &'a OutFile) -> Result<Self> {
         let path = folder.join(&plan.name);
         let context = || format!("creating `{}` of {} bytes", path.display(), plan.bytes);
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(&path)
-            .with_context(context)?;
+        let file =
+            OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).with_context(context)?;
         file.set_len(plan.bytes).with_context(context)?;
         match rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, plan.bytes) {
             // A file system that cannot reserve shows a full disk while it is written.

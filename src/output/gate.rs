@@ -26,9 +26,8 @@ pub fn check(folder: &Path, promised: &[(&str, Option<Scheme>)], control: &Contr
     }
     for (weight, (name, scheme)) in model.weights.iter().zip(promised) {
         if weight.name != *name || weight.coding.scheme() != *scheme {
-            let [is, was] = [weight.coding.scheme(), *scheme].map(|scheme| {
-                scheme.map_or_else(|| "not quantized".into(), |scheme| scheme.to_string())
-            });
+            let [is, was] = [weight.coding.scheme(), *scheme]
+                .map(|scheme| scheme.map_or_else(|| "not quantized".into(), |scheme| scheme.to_string()));
             bail!("`{name}` was promised as {was}; what was written is `{}`, {is}", weight.name);
         }
     }
@@ -37,16 +36,22 @@ pub fn check(folder: &Path, promised: &[(&str, Option<Scheme>)], control: &Contr
         .filter(|(_, expectation)| expectation.is_of_quantization())
         .collect();
     control.progress.start("checking scales", added.len() as u64, 0, Unit::Tensors);
-    parallel::for_each(added.len(), control.threads, control, || (), |(), index| {
-        let (id, expectation) = added[index];
-        if let Some((element, what)) = expectation.broken(model.checkpoint.bytes(id)) {
-            let name = &model.checkpoint.tensors()[id].name;
-            bail!("what was written is wrong: `{name}` holds {what} at element {element}");
-        }
-        model.checkpoint.release(id, 0..model.checkpoint.tensors()[id].bytes, Edges::Drop);
-        control.progress.advance(1);
-        Ok(())
-    })?;
+    parallel::for_each(
+        added.len(),
+        control.threads,
+        control,
+        || (),
+        |(), index| {
+            let (id, expectation) = added[index];
+            if let Some((element, what)) = expectation.broken(model.checkpoint.bytes(id)) {
+                let name = &model.checkpoint.tensors()[id].name;
+                bail!("what was written is wrong: `{name}` holds {what} at element {element}");
+            }
+            model.checkpoint.release(id, 0..model.checkpoint.tensors()[id].bytes, Edges::Drop);
+            control.progress.advance(1);
+            Ok(())
+        },
+    )?;
     control.progress.finish();
     Ok(())
 }

@@ -66,13 +66,8 @@ impl Journal {
     /// Another process holds it, it belongs to a run with another identity, or it cannot be read or written.
     pub fn open(path: &Path, identity: &Identity) -> Result<(Self, Vec<Finished>)> {
         let context = || format!("opening the journal `{}`", path.display());
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(path)
-            .with_context(context)?;
+        let file =
+            OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path).with_context(context)?;
         lock(&file, path)?;
         Self::read(path, file, identity)
     }
@@ -144,9 +139,7 @@ pub(super) fn lock(file: &File, path: &Path) -> Result<()> {
                 "wait for it to finish, or choose another output",
             ))
         }
-        Err(TryLockError::Error(error)) => {
-            Err(error).with_context(|| format!("locking `{}`", path.display()))
-        }
+        Err(TryLockError::Error(error)) => Err(error).with_context(|| format!("locking `{}`", path.display())),
     }
 }
 

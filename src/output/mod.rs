@@ -16,8 +16,8 @@ pub mod origin;
 pub mod partial;
 pub mod plan;
 pub mod preflight;
-mod quantizing;
 pub mod quantization_config;
+mod quantizing;
 pub mod tensor_file;
 pub mod work;
 

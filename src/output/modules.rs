@@ -10,8 +10,8 @@ use crate::dtype::Dtype;
 use crate::kernels::Float;
 use crate::llama4::names::{Part, Prefixes};
 use crate::llama4::{Coding, Llama4, Plane, Weight};
-use crate::quant::{Layout, Method};
 use crate::quant::scheme::Scheme;
+use crate::quant::{Layout, Method};
 
 /// Most bytes that one task may write from its own buffers. One expert's `gate` and `up` of Scout in FP8 are 84 MB:
 /// they fit together, so their fused pages are walked once.
@@ -220,13 +220,7 @@ fn plan_copy(builder: &mut PlanBuilder, model: &Llama4, source: usize, float: Op
 }
 
 /// One expert's plain matrix, taken out of its fused tensor and turned to `[out, in]`.
-fn plan_unfused(
-    bytes_max: u64,
-    builder: &mut PlanBuilder,
-    model: &Llama4,
-    index: usize,
-    plane: Plane,
-) -> Result<()> {
+fn plan_unfused(bytes_max: u64, builder: &mut PlanBuilder, model: &Llama4, index: usize, plane: Plane) -> Result<()> {
     let weight = &model.weights[index];
     let (out, input) = weight.matrix();
     let name = format!("{}.weight", Prefixes::of(model.config.model).physical(&weight.name));

@@ -57,11 +57,17 @@ pub fn hash_files(origin: &mut Origin, folder: &Path, control: &Control<'_>) -> 
     let total = origin.files.iter().map(|file| file.bytes).sum();
     control.progress.start("hashing the source", total, 0, Unit::Bytes);
     let digests: Vec<OnceLock<String>> = origin.files.iter().map(|_| OnceLock::new()).collect();
-    parallel::for_each(digests.len(), control.threads, control, || (), |(), index| {
-        let digest = hash_file(&folder.join(&origin.files[index].name), control)?;
-        digests[index].set(digest).expect("every file is hashed once");
-        Ok(())
-    })?;
+    parallel::for_each(
+        digests.len(),
+        control.threads,
+        control,
+        || (),
+        |(), index| {
+            let digest = hash_file(&folder.join(&origin.files[index].name), control)?;
+            digests[index].set(digest).expect("every file is hashed once");
+            Ok(())
+        },
+    )?;
     for (file, digest) in origin.files.iter_mut().zip(digests) {
         file.sha256 = digest.into_inner();
     }

@@ -90,7 +90,11 @@ fn check_apart(out: &Path, folder: &Path, source: &Path) -> Result<()> {
     for (place, shown) in [(out_real, out), (folder_real, folder)] {
         if source_real.starts_with(&place) {
             return Err(hint(
-                format!("the source `{}` lies inside `{}`, where the output is made", source.display(), shown.display()),
+                format!(
+                    "the source `{}` lies inside `{}`, where the output is made",
+                    source.display(),
+                    shown.display()
+                ),
                 "choose an output that does not hold the source",
             ));
         }

@@ -47,7 +47,8 @@ pub fn memory_bytes(plan: &Plan, control: &Control<'_>) -> Result<u64> {
 pub fn disk_free(out: &Path) -> Result<u64> {
     let absolute = std::path::absolute(out)?;
     let folder = nearest_existing(&absolute);
-    let stat = rustix::fs::statvfs(folder).with_context(|| format!("asking for free space at `{}`", folder.display()))?;
+    let stat =
+        rustix::fs::statvfs(folder).with_context(|| format!("asking for free space at `{}`", folder.display()))?;
     Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 

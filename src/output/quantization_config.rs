@@ -83,9 +83,7 @@ fn group(scheme: Scheme, targets: Vec<String>) -> Value {
             activations["group_size"] = cols.into();
             (weights, dynamic(activations))
         }
-        Scheme::Fp8Tensor { static_input: true } => {
-            (arguments(8, "float", "tensor"), arguments(8, "float", "tensor"))
-        }
+        Scheme::Fp8Tensor { static_input: true } => (arguments(8, "float", "tensor"), arguments(8, "float", "tensor")),
         Scheme::Fp8Tensor { static_input: false } => {
             (arguments(8, "float", "tensor"), dynamic(arguments(8, "float", "token")))
         }
@@ -163,8 +161,11 @@ impl Selection {
                 let layers = alternatives(layers.iter());
                 let modules = alternatives(modules.iter().map(|module| module.replace('.', r"\.")));
                 let numbers: Vec<usize> = experts.iter().flatten().copied().collect();
-                let experts =
-                    if numbers.is_empty() { String::new() } else { format!(r"feed_forward\.experts\.{}\.", alternatives(&numbers)) };
+                let experts = if numbers.is_empty() {
+                    String::new()
+                } else {
+                    format!(r"feed_forward\.experts\.{}\.", alternatives(&numbers))
+                };
                 format!(r"re:{prefix}layers\.{layers}\.{experts}{modules}$")
             })
             .collect()

@@ -20,37 +20,19 @@ use crate::quant::Method;
 use crate::quant::scheme::Scheme;
 
 const SCHEMES: [Scheme; 4] = [
-    Scheme::W4A16 {
-        group_size: 32,
-        symmetric: true,
-    },
-    Scheme::W4A16 {
-        group_size: 32,
-        symmetric: false,
-    },
+    Scheme::W4A16 { group_size: 32, symmetric: true },
+    Scheme::W4A16 { group_size: 32, symmetric: false },
     Scheme::Fp8Dynamic,
     Scheme::Fp8Block { rows: 128, cols: 128 },
 ];
 
 fn targets(model: &Llama4, scheme: Scheme, wanted: impl Fn(&Weight) -> bool) -> Vec<Option<Target>> {
-    let target = Target {
-        scheme,
-        method: Method::Search,
-    };
-    model
-        .weights
-        .iter()
-        .map(|weight| wanted(weight).then_some(target))
-        .collect()
+    let target = Target { scheme, method: Method::Search };
+    model.weights.iter().map(|weight| wanted(weight).then_some(target)).collect()
 }
 
 fn control<'a>(stop: &'a AtomicBool, memory: u64) -> Control<'a> {
-    Control {
-        progress: &Silent,
-        stop,
-        threads: 2,
-        memory,
-    }
+    Control { progress: &Silent, stop, threads: 2, memory }
 }
 
 /// Executes a plan; gives its files and their digests.
@@ -76,33 +58,19 @@ fn where_a_task_ends_does_not_matter() {
         layers: 2,
         ..Spec::default()
     };
-    Spec {
-        interleave_moe_layer_step: 2,
-        vision: None,
-        text_only: true,
-        ..spec
-    }
-    .write(&source)
-    .unwrap();
+    Spec { interleave_moe_layer_step: 2, vision: None, text_only: true, ..spec }.write(&source).unwrap();
     let model = Llama4::open(&source).unwrap();
     model.require_complete().unwrap();
     for scheme in SCHEMES {
         // One expert stays plain, and is taken out of the fused tensor.
-        let targets = targets(&model, scheme, |weight| {
-            weight.role.is_feed_forward() && weight.expert != Some(1)
-        });
+        let targets = targets(&model, scheme, |weight| weight.role.is_feed_forward() && weight.expert != Some(1));
         let plan = |bytes_max: u64| {
             let mut builder = PlanBuilder::new(u64::MAX);
             plan_in_tasks_of(bytes_max, &mut builder, &model, &targets).unwrap();
             builder.finish().unwrap()
         };
         let (whole, cut) = (plan(1 << 40), plan(1));
-        assert!(
-            cut.tasks.len() > whole.tasks.len() + 10,
-            "{} and {} tasks",
-            cut.tasks.len(),
-            whole.tasks.len()
-        );
+        assert!(cut.tasks.len() > whole.tasks.len() + 10, "{} and {} tasks", cut.tasks.len(), whole.tasks.len());
         assert_eq!(whole.source_bytes(), cut.source_bytes());
         covers_every_byte(&cut);
         let of_whole = execute(&whole, &model, &folder.path().join(format!("{scheme}-whole")));
@@ -138,35 +106,24 @@ fn covers_every_byte(plan: &Plan) {
 fn plans_of_the_real_models_cover_every_byte_in_bounded_memory() {
     let folder = tempfile::tempdir().unwrap();
     let stop = AtomicBool::new(false);
-    for (name, write, experts) in [
-        ("scout", write_sparse_scout as fn(&Path) -> anyhow::Result<()>, 16),
-        ("maverick", write_sparse_maverick, 128),
-    ] {
+    for (name, write, experts) in
+        [("scout", write_sparse_scout as fn(&Path) -> anyhow::Result<()>, 16), ("maverick", write_sparse_maverick, 128)]
+    {
         let source = folder.path().join(name);
         write(&source).unwrap();
         let model = Llama4::open(&source).unwrap();
         model.require_complete().unwrap();
         for scheme in SCHEMES {
             for keep in [None, Some(experts - 1)] {
-                let targets = targets(&model, scheme, |weight| {
-                    weight.role.is_feed_forward() && weight.expert != keep
-                });
+                let targets = targets(&model, scheme, |weight| weight.role.is_feed_forward() && weight.expert != keep);
                 let mut builder = PlanBuilder::new(5_000_000_000);
                 plan_weights(&mut builder, &model, &targets).unwrap();
                 let plan = builder.finish().unwrap();
                 covers_every_byte(&plan);
                 // Every byte of the model is accounted for once.
                 assert_eq!(plan.source_bytes(), model.checkpoint.tensor_bytes(), "{name} {scheme}");
-                assert!(
-                    plan.files
-                        .iter()
-                        .all(|file| file.bytes - file.header.len() as u64 <= 5_000_000_000)
-                );
-                assert_eq!(
-                    preflight::workers(&plan, &control(&stop, 1 << 30)).unwrap(),
-                    2,
-                    "{name} {scheme}"
-                );
+                assert!(plan.files.iter().all(|file| file.bytes - file.header.len() as u64 <= 5_000_000_000));
+                assert_eq!(preflight::workers(&plan, &control(&stop, 1 << 30)).unwrap(), 2, "{name} {scheme}");
             }
         }
     }
@@ -177,9 +134,7 @@ fn files_are_cut_between_modules_and_aligned() {
     let mut builder = PlanBuilder::new(100);
     for module in 0..4 {
         builder.begin_module();
-        builder
-            .tensor(format!("{module}.codes"), Dtype::F8_E4M3, vec![3, 11])
-            .unwrap();
+        builder.tensor(format!("{module}.codes"), Dtype::F8_E4M3, vec![3, 11]).unwrap();
         builder.tensor(format!("{module}.scale"), Dtype::BF16, vec![3]).unwrap();
         let shape = builder.tensor(format!("{module}.shape"), Dtype::I64, vec![1]).unwrap();
         builder.literal(shape, vec![0; 8]);
@@ -199,11 +154,7 @@ fn files_are_cut_between_modules_and_aligned() {
         let mut end = file.header.len() as u64;
         for tensor in file.tensors.iter().map(|&id| &plan.tensors[id]) {
             assert_eq!(tensor.offset, end, "{}", tensor.name);
-            assert!(
-                tensor.offset.is_multiple_of(tensor.dtype.bits() / 8),
-                "{} is not aligned",
-                tensor.name
-            );
+            assert!(tensor.offset.is_multiple_of(tensor.dtype.bits() / 8), "{} is not aligned", tensor.name);
             end += tensor.bytes;
         }
         assert_eq!(end, file.bytes);
@@ -219,24 +170,12 @@ fn what_cannot_be_laid_out_is_refused() {
     }
     assert!(builder.finish().unwrap_err().to_string().contains("`twice`"));
     let mut builder = PlanBuilder::new(100);
-    assert!(
-        builder
-            .tensor("huge".into(), Dtype::F32, vec![u64::MAX, 2])
-            .unwrap_err()
-            .to_string()
-            .contains("`huge`")
-    );
+    assert!(builder.tensor("huge".into(), Dtype::F32, vec![u64::MAX, 2]).unwrap_err().to_string().contains("`huge`"));
     builder.begin_module();
     for name in ["a", "b"] {
         builder.tensor(name.into(), Dtype::U8, vec![u64::MAX / 16]).unwrap();
     }
-    assert!(
-        builder
-            .finish()
-            .unwrap_err()
-            .to_string()
-            .contains("larger than any file")
-    );
+    assert!(builder.finish().unwrap_err().to_string().contains("larger than any file"));
     let empty = PlanBuilder::new(100).finish().unwrap();
     assert_eq!((empty.bytes(), empty.files.len(), empty.memory_min()), (0, 0, 0));
 }
@@ -254,12 +193,7 @@ fn an_output_that_appeared_meanwhile_is_not_replaced() {
     std::fs::remove_file(out.join("theirs")).unwrap();
     assert!(open().publish(Existing::default()).is_err());
     std::fs::write(open().model().join("ours"), "content").unwrap();
-    open()
-        .publish(Existing {
-            force: true,
-            restart: false,
-        })
-        .unwrap();
+    open().publish(Existing { force: true, restart: false }).unwrap();
     assert!(out.join("ours").exists());
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
     assert_eq!(partial::reserved_bytes(&out), 0);

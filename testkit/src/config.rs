@@ -58,11 +58,7 @@ pub fn config_json(spec: &Spec) -> Value {
     if let Some(vision) = &spec.vision {
         top.insert("vision_config".into(), Value::Object(vision_config(vision, spec.style)));
     }
-    let version = if spec.style == Style::Transformers5 {
-        "5.17.0"
-    } else {
-        "4.51.0.dev0"
-    };
+    let version = if spec.style == Style::Transformers5 { "5.17.0" } else { "4.51.0.dev0" };
     top.insert("transformers_version".into(), json!(version));
     Value::Object(top)
 }
@@ -120,22 +116,12 @@ fn text_config(spec: &Spec) -> Map<String, Value> {
         config.insert("rope_parameters".into(), Value::Object(rope));
         let layers = 0..spec.layers;
         let attention = |layer| {
-            if spec.has_rope(layer) {
-                "chunked_attention"
-            } else {
-                "full_attention"
-            }
+            if spec.has_rope(layer) { "chunked_attention" } else { "full_attention" }
         };
         config.insert("no_rope_layer_interval".into(), json!(4));
         config.insert("layer_types".into(), layers.clone().map(attention).collect());
-        config.insert(
-            "moe_layers".into(),
-            layers.clone().filter(|&layer| spec.is_moe(layer)).collect(),
-        );
-        config.insert(
-            "no_rope_layers".into(),
-            layers.map(|layer| u8::from(spec.has_rope(layer))).collect(),
-        );
+        config.insert("moe_layers".into(), layers.clone().filter(|&layer| spec.is_moe(layer)).collect());
+        config.insert("no_rope_layers".into(), layers.map(|layer| u8::from(spec.has_rope(layer))).collect());
     } else {
         config.insert("rope_theta".into(), json!(spec.rope_theta));
         config.insert("rope_scaling".into(), scaling.map_or(Value::Null, Value::Object));
@@ -170,10 +156,7 @@ fn vision_config(v: &Vision, style: Style) -> Map<String, Value> {
         "vision_output_dim": v.output_dim,
     }));
     if style == Style::Transformers5 {
-        config.insert(
-            "rope_parameters".into(),
-            json!({"rope_theta": 10000.0, "rope_type": "default"}),
-        );
+        config.insert("rope_parameters".into(), json!({"rope_theta": 10000.0, "rope_type": "default"}));
     } else {
         config.insert("rope_theta".into(), json!(10000));
         config.insert("vision_feature_layer".into(), json!(-1));
@@ -196,11 +179,7 @@ pub fn generation_config_json(spec: &Spec) -> Value {
 }
 
 fn dtype_key(style: Style) -> &'static str {
-    if style == Style::Transformers5 {
-        "dtype"
-    } else {
-        "torch_dtype"
-    }
+    if style == Style::Transformers5 { "dtype" } else { "torch_dtype" }
 }
 
 fn dtype_name(dtype: Dtype) -> &'static str {
@@ -235,20 +214,11 @@ mod tests {
                 assert_eq!(&ours[section][key], expected, "{section}.{key}");
             }
         }
-        for key in [
-            "architectures",
-            "boi_token_index",
-            "eoi_token_index",
-            "image_token_index",
-            "torch_dtype",
-        ] {
+        for key in ["architectures", "boi_token_index", "eoi_token_index", "image_token_index", "torch_dtype"] {
             assert_eq!(ours[key], reference[key], "{key}");
         }
         // The lists that transformers 5 writes in full are the reference's.
-        let full = config_json(&Spec {
-            style: Style::Transformers5,
-            ..spec.clone()
-        });
+        let full = config_json(&Spec { style: Style::Transformers5, ..spec.clone() });
         for key in ["moe_layers", "no_rope_layers"] {
             assert_eq!(full["text_config"][key], reference["text_config"][key], "{key}");
         }
@@ -264,10 +234,7 @@ mod tests {
 
     #[test]
     fn the_published_style_has_its_odd_types() {
-        let config = config_json(&Spec {
-            style: Style::Published,
-            ..Spec::default()
-        });
+        let config = config_json(&Spec { style: Style::Published, ..Spec::default() });
         assert_eq!(config["text_config"]["attn_temperature_tuning"].to_string(), "4");
         assert_eq!(config["text_config"]["floor_scale"].to_string(), "24.0");
     }

@@ -54,11 +54,7 @@ pub fn real_layers(kind: Kind, layers: usize, experts: Option<usize>) -> Spec {
 /// Writes [`real_layers`] into `dir`, with random weights or with holes for them.
 pub fn write_real_layers(dir: &Path, kind: Kind, layers: usize, experts: Option<usize>, sparse: bool) -> Result<()> {
     let spec = real_layers(kind, layers, experts);
-    if sparse {
-        spec.write_sparse(dir, None)
-    } else {
-        spec.write(dir)
-    }
+    if sparse { spec.write_sparse(dir, None) } else { spec.write(dir) }
 }
 
 #[cfg(test)]

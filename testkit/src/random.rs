@@ -23,9 +23,7 @@ impl Rng {
     /// A generator for one seed and one purpose; different purposes give unrelated streams.
     pub fn new(seed: u64, purpose: &str) -> Self {
         // FNV-1a spreads the name; SplitMix64 makes four good words of whatever comes out.
-        let hash = purpose.bytes().fold(0xcbf2_9ce4_8422_2325, |h, b| {
-            (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3)
-        });
+        let hash = purpose.bytes().fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
         let mut x = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ hash;
         let state = [(); 4].map(|()| {
             x = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
@@ -98,17 +96,7 @@ impl Values {
 /// # Panics
 /// If `dtype` is not BF16, F16 or F32.
 pub fn fill_normal(rng: &mut Rng, count: usize, deviation: f32, dtype: Dtype, out: &mut dyn Write) -> io::Result<()> {
-    fill(
-        rng,
-        count,
-        Values {
-            mean: 0.0,
-            deviation,
-            heavy: false,
-        },
-        dtype,
-        out,
-    )
+    fill(rng, count, Values { mean: 0.0, deviation, heavy: false }, dtype, out)
 }
 
 fn fill(rng: &mut Rng, count: usize, values: Values, dtype: Dtype, out: &mut dyn Write) -> io::Result<()> {
@@ -142,10 +130,7 @@ pub(crate) struct Filler {
 
 impl Filler {
     pub(crate) fn new(seed: u64) -> Self {
-        Self {
-            seed,
-            pools: HashMap::new(),
-        }
+        Self { seed, pools: HashMap::new() }
     }
 
     pub(crate) fn fill(
@@ -161,12 +146,7 @@ impl Filler {
             return fill(&mut rng, count, values, dtype, out);
         }
         let seed = self.seed;
-        let key = (
-            values.mean.to_bits(),
-            values.deviation.to_bits(),
-            values.heavy,
-            dtype.bytes(),
-        );
+        let key = (values.mean.to_bits(), values.deviation.to_bits(), values.heavy, dtype.bytes());
         let pool = match self.pools.entry(key) {
             std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
             std::collections::hash_map::Entry::Vacant(entry) => {
@@ -209,16 +189,10 @@ mod tests {
 
     #[test]
     fn large_tensors_are_complete_and_repeatable() {
-        let values = Values {
-            mean: 0.0,
-            deviation: 0.02,
-            heavy: false,
-        };
+        let values = Values { mean: 0.0, deviation: 0.02, heavy: false };
         let draw = |seed| {
             let mut bytes = Vec::new();
-            Filler::new(seed)
-                .fill("x", EXACT + 1, values, Dtype::BF16, &mut bytes)
-                .unwrap();
+            Filler::new(seed).fill("x", EXACT + 1, values, Dtype::BF16, &mut bytes).unwrap();
             bytes
         };
         let one = draw(1);

@@ -84,21 +84,13 @@ pub fn write_safetensors(
     mut fill: impl FnMut(usize, &mut dyn Write) -> io::Result<()>,
 ) -> Result<()> {
     let file = File::create(path).with_context(|| format!("creating {}", path.display()))?;
-    let mut out = Counted {
-        inner: BufWriter::with_capacity(1 << 20, file),
-        written: 0,
-    };
+    let mut out = Counted { inner: BufWriter::with_capacity(1 << 20, file), written: 0 };
     out.write_all(&header(tensors, metadata))?;
     for (i, t) in tensors.iter().enumerate() {
         let before = out.written;
         fill(i, &mut out).with_context(|| format!("writing `{}` to {}", t.name, path.display()))?;
         let written = out.written - before;
-        ensure!(
-            written == t.bytes(),
-            "`{}` has {} bytes, but {written} were written",
-            t.name,
-            t.bytes()
-        );
+        ensure!(written == t.bytes(), "`{}` has {} bytes, but {written} were written", t.name, t.bytes());
     }
     out.flush().with_context(|| format!("writing {}", path.display()))
 }
@@ -109,8 +101,7 @@ pub fn write_sparse_safetensors(path: &Path, tensors: &[TensorDef], metadata: &[
     let length = header.len() as u64 + tensors.iter().map(TensorDef::bytes).sum::<u64>();
     let mut file = File::create(path).with_context(|| format!("creating {}", path.display()))?;
     file.write_all(&header)?;
-    file.set_len(length)
-        .with_context(|| format!("extending {} to {length} bytes", path.display()))
+    file.set_len(length).with_context(|| format!("extending {} to {length} bytes", path.display()))
 }
 
 struct Counted<W> {
@@ -136,16 +127,8 @@ mod tests {
 
     fn two() -> Vec<TensorDef> {
         vec![
-            TensorDef {
-                name: "a".into(),
-                dtype: Dtype::U8,
-                shape: vec![3],
-            },
-            TensorDef {
-                name: "b".into(),
-                dtype: Dtype::BF16,
-                shape: vec![1, 2],
-            },
+            TensorDef { name: "a".into(), dtype: Dtype::U8, shape: vec![3] },
+            TensorDef { name: "b".into(), dtype: Dtype::BF16, shape: vec![1, 2] },
         ]
     }
 
@@ -173,9 +156,6 @@ mod tests {
     fn a_fill_that_is_short_is_an_error() {
         let dir = tempfile::tempdir().unwrap();
         let error = write_safetensors(&dir.path().join("x"), &two(), &[], |_, w| w.write_all(&[0])).unwrap_err();
-        assert!(
-            error.to_string().contains("`a` has 3 bytes, but 1 were written"),
-            "{error}"
-        );
+        assert!(error.to_string().contains("`a` has 3 bytes, but 1 were written"), "{error}");
     }
 }

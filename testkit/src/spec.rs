@@ -134,10 +134,7 @@ impl Default for Spec {
             vocab_size: 256,
             use_qk_norm: true,
             rope_theta: 500_000.0,
-            rope_scaling: Some(RopeScaling {
-                original_max_position_embeddings: 64,
-                ..RopeScaling::scout()
-            }),
+            rope_scaling: Some(RopeScaling { original_max_position_embeddings: 64, ..RopeScaling::scout() }),
             attention_chunk_size: 32,
             floor_scale: 24,
             attn_scale: 0.1,
@@ -157,11 +154,7 @@ impl Default for Spec {
 impl Spec {
     /// Small and of Scout's shape: every layer MoE, 16 experts, QK norm, scaled RoPE, sharded.
     pub fn scout_like() -> Self {
-        Self {
-            experts: 16,
-            shards: Shards::Split(3),
-            ..Self::default()
-        }
+        Self { experts: 16, shards: Shards::Split(3), ..Self::default() }
     }
 
     /// Small and of Maverick's shape: every second layer MoE, 128 experts, no QK norm, plain RoPE, sharded.
@@ -225,12 +218,7 @@ impl Spec {
 impl RopeScaling {
     /// Scout's: factor 16, no middle band, 8,192 tokens originally.
     pub fn scout() -> Self {
-        Self {
-            factor: 16.0,
-            low_freq_factor: 1.0,
-            high_freq_factor: 1.0,
-            original_max_position_embeddings: 8192,
-        }
+        Self { factor: 16.0, low_freq_factor: 1.0, high_freq_factor: 1.0, original_max_position_embeddings: 8192 }
     }
 }
 

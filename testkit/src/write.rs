@@ -39,33 +39,18 @@ impl Spec {
             Some(text) => self.write_side_files(dir, &serde_json::from_str(text)?)?,
             None => self.write_side_files(dir, &config_json(self))?,
         }
-        write_shards(dir, &tensors(self), self.shards, |path, defs| {
-            write_sparse_safetensors(path, defs, &METADATA)
-        })
+        write_shards(dir, &tensors(self), self.shards, |path, defs| write_sparse_safetensors(path, defs, &METADATA))
     }
 
     fn write_side_files(&self, dir: &Path, config: &Value) -> Result<()> {
-        ensure!(
-            self.vocab_size >= 32,
-            "vocab_size {} leaves no room for special tokens",
-            self.vocab_size
-        );
-        ensure!(
-            self.kv_heads > 0 && self.heads.is_multiple_of(self.kv_heads),
-            "kv_heads must divide heads"
-        );
-        ensure!(
-            self.interleave_moe_layer_step > 0,
-            "interleave_moe_layer_step must be at least 1"
-        );
+        ensure!(self.vocab_size >= 32, "vocab_size {} leaves no room for special tokens", self.vocab_size);
+        ensure!(self.kv_heads > 0 && self.heads.is_multiple_of(self.kv_heads), "kv_heads must divide heads");
+        ensure!(self.interleave_moe_layer_step > 0, "interleave_moe_layer_step must be at least 1");
         fs::create_dir_all(dir).with_context(|| format!("creating {}", dir.display()))?;
         write_json(&dir.join("config.json"), config)?;
         write_json(&dir.join("generation_config.json"), &generation_config_json(self))?;
         if self.tokenizer {
-            ensure!(
-                self.vocab_size >= 2048,
-                "tiny-scout's tokenizer needs a vocabulary of 2048 or more"
-            );
+            ensure!(self.vocab_size >= 2048, "tiny-scout's tokenizer needs a vocabulary of 2048 or more");
             fs::write(dir.join("tokenizer.json"), TOKENIZER)?;
             fs::write(dir.join("tokenizer_config.json"), TOKENIZER_CONFIG)?;
         }
@@ -88,11 +73,7 @@ impl Spec {
             _ if name.ends_with("router.weight") => (0.0, 2.0 / fan_in.sqrt()),
             _ => (0.0, 1.0 / fan_in.sqrt()),
         };
-        Values {
-            mean,
-            deviation,
-            heavy: self.outliers && tensor.shape.len() > 1,
-        }
+        Values { mean, deviation, heavy: self.outliers && tensor.shape.len() > 1 }
     }
 }
 
@@ -127,11 +108,7 @@ fn write_shards(
 
 /// Cuts `defs` into exactly `count` ranges, each at the tensor that is nearest to its equal share.
 fn split(defs: &[TensorDef], count: usize) -> Result<Vec<Range<usize>>> {
-    ensure!(
-        (1..=defs.len()).contains(&count),
-        "{} tensors can't be split over {count} files",
-        defs.len()
-    );
+    ensure!((1..=defs.len()).contains(&count), "{} tensors can't be split over {count} files", defs.len());
     let total: u64 = defs.iter().map(TensorDef::bytes).sum();
     let (mut ranges, mut start, mut before) = (Vec::new(), 0, 0u64);
     for shard in 1..=count {
@@ -179,14 +156,7 @@ mod tests {
     }
 
     fn sized(bytes: &[usize]) -> Vec<TensorDef> {
-        bytes
-            .iter()
-            .map(|&n| TensorDef {
-                name: String::new(),
-                dtype: crate::Dtype::U8,
-                shape: vec![n],
-            })
-            .collect()
+        bytes.iter().map(|&n| TensorDef { name: String::new(), dtype: crate::Dtype::U8, shape: vec![n] }).collect()
     }
 
     #[test]
@@ -205,28 +175,14 @@ mod tests {
     #[test]
     fn weights_do_not_depend_on_the_shards() {
         let dir = tempfile::tempdir().unwrap();
-        let single = Spec {
-            vision: None,
-            ..Spec::default()
-        };
+        let single = Spec { vision: None, ..Spec::default() };
         single.write(&dir.path().join("a")).unwrap();
-        Spec {
-            shards: Shards::Split(tensors(&single).len()),
-            ..single.clone()
-        }
-        .write(&dir.path().join("b"))
-        .unwrap();
+        Spec { shards: Shards::Split(tensors(&single).len()), ..single.clone() }.write(&dir.path().join("b")).unwrap();
         let whole = fs::read(dir.path().join("a/model.safetensors")).unwrap();
-        let mut parts: Vec<_> = fs::read_dir(dir.path().join("b"))
-            .unwrap()
-            .map(|e| e.unwrap().path())
-            .collect();
+        let mut parts: Vec<_> = fs::read_dir(dir.path().join("b")).unwrap().map(|e| e.unwrap().path()).collect();
         parts.retain(|p| p.extension().is_some_and(|e| e == "safetensors"));
         parts.sort();
-        let data: Vec<u8> = parts
-            .iter()
-            .flat_map(|p| data_of(&fs::read(p).unwrap()).to_vec())
-            .collect();
+        let data: Vec<u8> = parts.iter().flat_map(|p| data_of(&fs::read(p).unwrap()).to_vec()).collect();
         assert!(data == data_of(&whole));
     }
 

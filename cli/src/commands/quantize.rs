@@ -129,7 +129,8 @@ impl Arguments {
     fn recipe(&self, path: &std::path::Path, method: Option<Method>, exclude: Vec<regex::Regex>) -> Result<Selection> {
         let text = std::fs::read_to_string(path).with_context(|| format!("reading the recipe `{}`", path.display()))?;
         let recipe = Recipe::parse(&text, method).map_err(|error| anyhow!("the recipe `{}`: {error}", path.display()));
-        let recipe = recipe.map_err(|error| hint(error.to_string(), "docs/recipes.md shows how a recipe is written"))?;
+        let recipe =
+            recipe.map_err(|error| hint(error.to_string(), "docs/recipes.md shows how a recipe is written"))?;
         Ok(Selection::Recipe { recipe, sha256: sha256(text.as_bytes()), exclude })
     }
 }

@@ -49,9 +49,9 @@ pub(crate) struct Arguments {
 /// Runs the command.
 pub(crate) fn run(arguments: Arguments, context: &Context) -> Result<Outcome> {
     let text = match &arguments.text {
-        Some(path) => Some(
-            std::fs::read_to_string(path).with_context(|| format!("reading the text `{}`", path.display()))?,
-        ),
+        Some(path) => {
+            Some(std::fs::read_to_string(path).with_context(|| format!("reading the text `{}`", path.display()))?)
+        }
         None => None,
     };
     let options = Options {

@@ -58,10 +58,7 @@ pub(crate) fn copy_folder(from: &Path, to: &Path) {
 
 /// The smallest checkpoint that has everything: two layers, four experts.
 pub(crate) fn tiny() -> Spec {
-    Spec {
-        layers: 2,
-        ..Spec::default()
-    }
+    Spec { layers: 2, ..Spec::default() }
 }
 
 /// A checkpoint that a single scalar thread works on for about a second, in more than a hundred tasks.
@@ -81,9 +78,8 @@ pub(crate) fn slow() -> Spec {
 /// kept from one run of the tests to the next.
 pub(crate) fn slow_source() -> PathBuf {
     let root = Path::new(env!("CARGO_TARGET_TMPDIR"));
-    let digest = format!("{:?}", slow())
-        .bytes()
-        .fold(0_u64, |hash, byte| hash.wrapping_mul(31).wrapping_add(byte.into()));
+    let digest =
+        format!("{:?}", slow()).bytes().fold(0_u64, |hash, byte| hash.wrapping_mul(31).wrapping_add(byte.into()));
     let kept = root.join(format!("slow-{digest:016x}"));
     if !kept.exists() {
         let made = tempfile::tempdir_in(root).unwrap();
@@ -159,12 +155,7 @@ pub(crate) fn start(command: &mut Command) -> Child {
 /// Sends a signal by its name, such as `INT`. Says whether the process was there to get it.
 pub(crate) fn signal(child: &Child, name: &str) -> bool {
     let kill = format!("kill -{name} {}", child.id());
-    Command::new("sh")
-        .args(["-c", &kill])
-        .stderr(Stdio::null())
-        .status()
-        .unwrap()
-        .success()
+    Command::new("sh").args(["-c", &kill]).stderr(Stdio::null()).status().unwrap().success()
 }
 
 /// Stops a process where it is, until it gets `CONT`.
@@ -215,11 +206,7 @@ pub(crate) fn contents(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
         let path = entry.unwrap().path();
         let name = PathBuf::from(path.file_name().unwrap());
         if path.is_dir() {
-            files.extend(
-                contents(&path)
-                    .into_iter()
-                    .map(|(inner, bytes)| (name.join(inner), bytes)),
-            );
+            files.extend(contents(&path).into_iter().map(|(inner, bytes)| (name.join(inner), bytes)));
         } else {
             files.insert(name, fs::read(&path).unwrap());
         }
@@ -232,22 +219,11 @@ pub(crate) fn contents(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
 pub(crate) fn assert_same(expected: &Path, actual: &Path, what: &str) {
     let (expected, actual) = (contents(expected), contents(actual));
     assert!(!expected.is_empty());
-    assert!(
-        expected.keys().eq(actual.keys()),
-        "{what}: {:?} and {:?}",
-        expected.keys(),
-        actual.keys()
-    );
+    assert!(expected.keys().eq(actual.keys()), "{what}: {:?} and {:?}", expected.keys(), actual.keys());
     for (name, bytes) in &expected {
         let other = &actual[name];
         let at = bytes.iter().zip(other).position(|(a, b)| a != b);
-        assert!(
-            bytes == other,
-            "{what}: `{}` differs at {at:?} ({}, {})",
-            name.display(),
-            bytes.len(),
-            other.len()
-        );
+        assert!(bytes == other, "{what}: `{}` differs at {at:?} ({}, {})", name.display(), bytes.len(), other.len());
     }
 }
 
@@ -255,11 +231,7 @@ pub(crate) fn assert_same(expected: &Path, actual: &Path, what: &str) {
 #[track_caller]
 pub(crate) fn assert_nothing(out: &Path) {
     assert!(out.symlink_metadata().is_err(), "`{}` is there", out.display());
-    assert!(
-        partial(out).symlink_metadata().is_err(),
-        "`{}` is there",
-        partial(out).display()
-    );
+    assert!(partial(out).symlink_metadata().is_err(), "`{}` is there", partial(out).display());
 }
 
 /// A tensor as a file has it.
@@ -315,9 +287,8 @@ pub(crate) fn read_file(path: &Path) -> Vec<Tensor> {
 /// Every tensor of a folder by name; asserts that none is there twice.
 pub(crate) fn read_model(folder: &Path) -> BTreeMap<String, Tensor> {
     let mut model = BTreeMap::new();
-    for (name, _) in contents(folder)
-        .into_iter()
-        .filter(|(name, _)| name.extension().is_some_and(|e| e == "safetensors"))
+    for (name, _) in
+        contents(folder).into_iter().filter(|(name, _)| name.extension().is_some_and(|e| e == "safetensors"))
     {
         for tensor in read_file(&folder.join(name)) {
             assert!(model.insert(tensor.name.clone(), tensor).is_none());
@@ -330,16 +301,9 @@ pub(crate) fn read_model(folder: &Path) -> BTreeMap<String, Tensor> {
 pub(crate) fn write_file(path: &Path, tensors: &[Tensor]) {
     let defs: Vec<TensorDef> = tensors
         .iter()
-        .map(|tensor| TensorDef {
-            name: tensor.name.clone(),
-            dtype: dtype(&tensor.dtype),
-            shape: tensor.shape.clone(),
-        })
+        .map(|tensor| TensorDef { name: tensor.name.clone(), dtype: dtype(&tensor.dtype), shape: tensor.shape.clone() })
         .collect();
-    write_safetensors(path, &defs, &[("format", "pt")], |index, out| {
-        out.write_all(&tensors[index].data)
-    })
-    .unwrap();
+    write_safetensors(path, &defs, &[("format", "pt")], |index, out| out.write_all(&tensors[index].data)).unwrap();
 }
 
 fn dtype(name: &str) -> Dtype {
@@ -366,10 +330,7 @@ pub(crate) fn edit(folder: &Path, change: impl FnOnce(&mut Vec<Tensor>)) {
 
 /// The tensor whose name ends so.
 pub(crate) fn tensor<'a>(tensors: &'a mut [Tensor], end: &str) -> &'a mut Tensor {
-    tensors
-        .iter_mut()
-        .find(|tensor| tensor.name.ends_with(end))
-        .unwrap_or_else(|| panic!("no `{end}`"))
+    tensors.iter_mut().find(|tensor| tensor.name.ends_with(end)).unwrap_or_else(|| panic!("no `{end}`"))
 }
 
 /// Changes `config.json`.

@@ -15,11 +15,7 @@ type Model = BTreeMap<String, Tensor>;
 pub(crate) fn floats(tensor: &Tensor) -> Vec<f32> {
     let halves = || tensor.data.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]]));
     match tensor.dtype.as_str() {
-        "F32" => tensor
-            .data
-            .chunks_exact(4)
-            .map(|b| f32::from_le_bytes(b.try_into().unwrap()))
-            .collect(),
+        "F32" => tensor.data.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect(),
         "BF16" => halves().map(|half| f32::from_bits(u32::from(half) << 16)).collect(),
         "F16" => halves().map(|half| minifloat(half.into(), 10, 5)).collect(),
         "F8_E4M3" => tensor.data.iter().map(|&byte| minifloat(byte.into(), 3, 4)).collect(),
@@ -32,16 +28,8 @@ fn minifloat(bits: u32, mantissa: i32, exponent: i32) -> f32 {
     let fraction = (bits & ((1 << mantissa) - 1)) as f32 / (1 << mantissa) as f32;
     let power = (bits >> mantissa & ((1 << exponent) - 1)) as i32;
     let bias = (1 << (exponent - 1)) - 1;
-    let size = if power == 0 {
-        fraction * 2_f32.powi(1 - bias)
-    } else {
-        (1.0 + fraction) * 2_f32.powi(power - bias)
-    };
-    if bits >> (mantissa + exponent) == 1 {
-        -size
-    } else {
-        size
-    }
+    let size = if power == 0 { fraction * 2_f32.powi(1 - bias) } else { (1.0 + fraction) * 2_f32.powi(power - bias) };
+    if bits >> (mantissa + exponent) == 1 { -size } else { size }
 }
 
 fn nibble(tensor: &Tensor, word: usize, index: usize) -> i32 {
@@ -63,16 +51,11 @@ fn source_matrix(source: &Model, module: &str) -> Vec<f32> {
         _ => ("down_proj", None),
     };
     let tensor = &source[&format!("{layer}.experts.{fused}")];
-    let [_, inputs, columns] = tensor.shape[..] else {
-        panic!("{:?}", tensor.shape)
-    };
+    let [_, inputs, columns] = tensor.shape[..] else { panic!("{:?}", tensor.shape) };
     let (first, outs) = half.map_or((0, columns), |half| (half * columns / 2, columns / 2));
     let values = floats(tensor);
     let at = |out: usize, input: usize| values[(expert * inputs + input) * columns + first + out];
-    (0..outs)
-        .flat_map(|out| (0..inputs).map(move |input| (out, input)))
-        .map(|(out, input)| at(out, input))
-        .collect()
+    (0..outs).flat_map(|out| (0..inputs).map(move |input| (out, input))).map(|(out, input)| at(out, input)).collect()
 }
 
 /// Compares a quantized matrix with the source, element by element: round-to-nearest errs by half a step at most.
@@ -87,16 +70,8 @@ pub(crate) fn check_matrix(out: &Model, source: &Model, module: &str) -> &'stati
         }
         let scale = part("weight_scale").unwrap();
         let (rows, columns) = (weight.shape[0], weight.shape[1]);
-        let block = if scale.shape == [rows, 1] {
-            (1, columns)
-        } else {
-            (128, 128)
-        };
-        assert_eq!(
-            scale.shape,
-            [rows.div_ceil(block.0), columns.div_ceil(block.1)],
-            "{module}"
-        );
+        let block = if scale.shape == [rows, 1] { (1, columns) } else { (128, 128) };
+        assert_eq!(scale.shape, [rows.div_ceil(block.0), columns.div_ceil(block.1)], "{module}");
         let scales = floats(scale);
         for (index, (code, wanted)) in floats(weight).iter().zip(&expected).enumerate() {
             let (row, column) = (index / columns, index % columns);
@@ -107,11 +82,7 @@ pub(crate) fn check_matrix(out: &Model, source: &Model, module: &str) -> &'stati
                 "{module}[{row}, {column}]: {code} * {scale}, {wanted}"
             );
         }
-        return if block == (128, 128) {
-            "fp8-block"
-        } else {
-            "fp8-dynamic"
-        };
+        return if block == (128, 128) { "fp8-block" } else { "fp8-dynamic" };
     };
     let shape: Vec<usize> = part("weight_shape")
         .unwrap()
@@ -168,9 +139,8 @@ pub(crate) fn check_output(folder: &Path, source: &Path) -> BTreeMap<&'static st
     let fused = |name: &str| name.ends_with(".experts.gate_up_proj") || name.ends_with(".experts.down_proj");
     for (name, tensor) in source.iter().filter(|(name, _)| !fused(name)) {
         let module = name.strip_suffix(".weight").unwrap_or(name);
-        let quantized = ["weight_packed", "weight_scale"]
-            .iter()
-            .any(|part| out.contains_key(&format!("{module}.{part}")));
+        let quantized =
+            ["weight_packed", "weight_scale"].iter().any(|part| out.contains_key(&format!("{module}.{part}")));
         assert!(quantized || out[name] == *tensor, "{name}");
     }
     assert!(out.keys().all(|name| !fused(name)));
@@ -179,32 +149,22 @@ pub(crate) fn check_output(folder: &Path, source: &Path) -> BTreeMap<&'static st
 
 /// What compressed-tensors makes of a module's name: `re:` is Python's `re.match`, `Linear` is any linear layer.
 fn matches(list: &serde_json::Value, module: &str) -> bool {
-    list.as_array()
-        .unwrap()
-        .iter()
-        .any(|target| match target.as_str().unwrap() {
-            "Linear" => true,
-            target => Regex::new(&format!("^(?:{})", target.strip_prefix("re:").unwrap()))
-                .unwrap()
-                .is_match(module),
-        })
+    list.as_array().unwrap().iter().any(|target| match target.as_str().unwrap() {
+        "Linear" => true,
+        target => Regex::new(&format!("^(?:{})", target.strip_prefix("re:").unwrap())).unwrap().is_match(module),
+    })
 }
 
 /// A quantized module must belong to the one group that describes it, and a plain one to none.
 fn check_group(config: &serde_json::Value, module: &str, scheme: &str) {
     let groups = config["config_groups"].as_object().unwrap();
     let ignored = matches(&config["ignore"], module);
-    let of: Vec<_> = groups
-        .values()
-        .filter(|group| !ignored && matches(&group["targets"], module))
-        .collect();
+    let of: Vec<_> = groups.values().filter(|group| !ignored && matches(&group["targets"], module)).collect();
     if scheme == "plain" {
         assert!(of.is_empty(), "{module} is plain and in a group: {config}");
         return;
     }
-    let [group] = of[..] else {
-        panic!("{module} is in {} groups: {config}", of.len())
-    };
+    let [group] = of[..] else { panic!("{module} is in {} groups: {config}", of.len()) };
     let weights = &group["weights"];
     let expected = match scheme {
         "w4a16" => (4, "group", true),
@@ -212,10 +172,7 @@ fn check_group(config: &serde_json::Value, module: &str, scheme: &str) {
         "fp8-block" => (8, "block", true),
         _ => (8, "channel", true),
     };
-    let is = (
-        weights["num_bits"].as_u64().unwrap(),
-        weights["strategy"].as_str().unwrap(),
-        weights["symmetric"] == true,
-    );
+    let is =
+        (weights["num_bits"].as_u64().unwrap(), weights["strategy"].as_str().unwrap(), weights["symmetric"] == true);
     assert_eq!(is, expected, "{module}");
 }

@@ -18,17 +18,10 @@ fn opens_what_the_index_names() {
         ("config.json", br#"{"x": 1}"#),
     ]);
     let checkpoint = Checkpoint::open(folder.path()).unwrap();
-    let found: Vec<_> = checkpoint
-        .tensors()
-        .iter()
-        .map(|t| (t.name.as_str(), t.file, t.bytes))
-        .collect();
+    let found: Vec<_> = checkpoint.tensors().iter().map(|t| (t.name.as_str(), t.file, t.bytes)).collect();
     assert_eq!(found, [("a", 1, 3), ("m", 0, 2), ("z", 0, 4)]);
     assert_eq!(checkpoint.bytes(1), [4, 5]);
-    assert_eq!(
-        checkpoint.files().iter().map(|f| f.name.as_str()).collect::<Vec<_>>(),
-        [A, B]
-    );
+    assert_eq!(checkpoint.files().iter().map(|f| f.name.as_str()).collect::<Vec<_>>(), [A, B]);
     assert_eq!(checkpoint.unlisted(), ["consolidated.safetensors"]);
     assert_eq!(checkpoint.config(), Some(&br#"{"x": 1}"#[..]));
     assert_eq!(checkpoint.folder(), folder.path());
@@ -38,16 +31,9 @@ fn opens_what_the_index_names() {
 fn opens_the_one_file_of_a_folder() {
     let one = file_of(&[("a", 3)]);
     let only = folder(&[("anything.safetensors", &one), ("README.md", b"hello")]);
-    assert_eq!(
-        Checkpoint::open(only.path()).unwrap().files()[0].name,
-        "anything.safetensors"
-    );
+    assert_eq!(Checkpoint::open(only.path()).unwrap().files()[0].name, "anything.safetensors");
 
-    let several = folder(&[
-        ("adapter.safetensors", b"x"),
-        ("model.safetensors", &one),
-        ("other.safetensors", b"y"),
-    ]);
+    let several = folder(&[("adapter.safetensors", b"x"), ("model.safetensors", &one), ("other.safetensors", b"y")]);
     let checkpoint = Checkpoint::open(several.path()).unwrap();
     assert_eq!(checkpoint.files()[0].name, "model.safetensors");
     assert_eq!(checkpoint.unlisted(), ["adapter.safetensors", "other.safetensors"]);
@@ -56,61 +42,37 @@ fn opens_the_one_file_of_a_folder() {
 #[test]
 fn folders_that_are_no_checkpoint() {
     let one = file_of(&[("a", 3)]);
-    assert_eq!(
-        refused_folder(&[("README.md", b"")]),
-        "`DIR`: no `.safetensors` file in this folder"
-    );
+    assert_eq!(refused_folder(&[("README.md", b"")]), "`DIR`: no `.safetensors` file in this folder");
     assert_eq!(
         refused_folder(&[("x.safetensors", &one), ("y.safetensors", &one)]),
         "`DIR`: 2 `.safetensors` files and no index that says which belong together"
     );
     let folder = folder(&[("pipe", b"")]);
     let missing = refusal(&folder.path().join("none"), folder.path());
-    assert_eq!(
-        missing,
-        "`DIR/none`: cannot open: No such file or directory (os error 2)"
-    );
+    assert_eq!(missing, "`DIR/none`: cannot open: No such file or directory (os error 2)");
     fs::create_dir(folder.path().join("model.safetensors")).unwrap();
-    assert_eq!(
-        refusal(folder.path(), folder.path()),
-        "`DIR/model.safetensors`: not a regular file"
-    );
+    assert_eq!(refusal(folder.path(), folder.path()), "`DIR/model.safetensors`: not a regular file");
     // A device would otherwise be read without end.
-    assert_eq!(
-        refusal(Path::new("/dev/zero"), folder.path()),
-        "`/dev/zero`: not a regular file"
-    );
+    assert_eq!(refusal(Path::new("/dev/zero"), folder.path()), "`/dev/zero`: not a regular file");
 }
 
 /// What is wrong with an index: its text, and the message after its name.
 #[test]
 fn wrong_indexes_are_refused() {
     let cases: &[(&str, &str)] = &[
-        (
-            "",
-            ": not the JSON that belongs here: EOF while parsing a value at line 1 column 0",
-        ),
+        ("", ": not the JSON that belongs here: EOF while parsing a value at line 1 column 0"),
         (
             "[]",
             ": not the JSON that belongs here: invalid length 0, expected an object with `weight_map` at line 1 column 2",
         ),
-        (
-            "{}",
-            ": not the JSON that belongs here: missing field `weight_map` at line 1 column 2",
-        ),
+        ("{}", ": not the JSON that belongs here: missing field `weight_map` at line 1 column 2"),
         (r#"{"weight_map":{}}"#, ": the index names no tensor"),
         (
             r#"{"weight_map":{"a":5}}"#,
             ": not the JSON that belongs here: invalid type: integer `5`, expected a string at line 1 column 20",
         ),
-        (
-            r#"{"weight_map":{"a":"m.safetensors","a":"m.safetensors"}}"#,
-            ": the key `a` is there twice",
-        ),
-        (
-            r#"{"weight_map":{"a":"m.safetensors","a":"n.safetensors"}}"#,
-            ": the key `a` is there twice",
-        ),
+        (r#"{"weight_map":{"a":"m.safetensors","a":"m.safetensors"}}"#, ": the key `a` is there twice"),
+        (r#"{"weight_map":{"a":"m.safetensors","a":"n.safetensors"}}"#, ": the key `a` is there twice"),
         (
             r#"{"weight_map":{},"weight_map":{}}"#,
             ": not the JSON that belongs here: duplicate field `weight_map` at line 1 column 29",
@@ -151,10 +113,7 @@ fn index_and_files_agree_both_ways() {
         last
     );
     let elsewhere = check(&[("x", A), ("y", B), ("z", B)]);
-    assert_eq!(
-        elsewhere,
-        format!("`DIR/{A}`, tensor `y`: the index expects it in `{B}`")
-    );
+    assert_eq!(elsewhere, format!("`DIR/{A}`, tensor `y`: the index expects it in `{B}`"));
 
     let twice = [(A, &file_of(&[("x", 1)])[..]), (B, &file_of(&[("x", 1), ("y", 1)]))];
     let message = refused_folder(&[twice[0], twice[1], (INDEX_NAME, &index_of(&[("x", A), ("y", B)]))]);
@@ -165,10 +124,7 @@ fn index_and_files_agree_both_ways() {
 fn missing_files_are_counted() {
     let index = index_of(&[("x", A), ("y", B), ("z", "c.safetensors")]);
     let message = refused_folder(&[(INDEX_NAME, &index), (A, &file_of(&[("x", 1)]))]);
-    assert_eq!(
-        message,
-        "`DIR/c.safetensors`: named in the index, and missing (with 1 more)"
-    );
+    assert_eq!(message, "`DIR/c.safetensors`: named in the index, and missing (with 1 more)");
     let message = refused_folder(&[(INDEX_NAME, &index_of(&[("x", A)]))]);
     assert_eq!(message, format!("`DIR/{A}`: named in the index, and missing"));
 }
@@ -191,10 +147,7 @@ fn names_that_leave_the_folder_are_refused() {
     for shard in shards {
         let text = format!(r#"{{"weight_map":{{"x":"{shard}"}}}}"#);
         let message = refused_folder(&[(INDEX_NAME, text.as_bytes())]);
-        assert!(
-            message.starts_with(&format!("`DIR/{INDEX_NAME}`, tensor `x`: `")),
-            "{shard}: {message}"
-        );
+        assert!(message.starts_with(&format!("`DIR/{INDEX_NAME}`, tensor `x`: `")), "{shard}: {message}");
         assert!(message.ends_with("` is not a plain file name"), "{shard}: {message}");
     }
 }
@@ -206,13 +159,7 @@ fn links_out_of_the_folder_are_refused() {
     symlink(outside.path().join(A), inside.path().join(A)).unwrap();
     let message = refusal(inside.path(), inside.path());
     let target = outside.path().canonicalize().unwrap().join(A);
-    assert_eq!(
-        message,
-        format!(
-            "`DIR/{A}`: a symbolic link out of the folder, to `{}`",
-            target.display()
-        )
-    );
+    assert_eq!(message, format!("`DIR/{A}`: a symbolic link out of the folder, to `{}`", target.display()));
 
     // The same file under the name that the user gave is the user's choice.
     Checkpoint::open(&inside.path().join(A)).unwrap();
@@ -237,11 +184,8 @@ fn hub_cache(repository: &str) -> (TempDir, PathBuf) {
     let snapshot = repository.join("snapshots/0123abcd");
     fs::create_dir_all(&snapshot).unwrap();
     fs::create_dir(repository.join("blobs")).unwrap();
-    let files = [
-        (A, file_of(&[("x", 1)])),
-        (INDEX_NAME, index_of(&[("x", A)])),
-        ("config.json", br#"{"x":2}"#.to_vec()),
-    ];
+    let files =
+        [(A, file_of(&[("x", 1)])), (INDEX_NAME, index_of(&[("x", A)])), ("config.json", br#"{"x":2}"#.to_vec())];
     for (number, (name, bytes)) in files.iter().enumerate() {
         fs::write(repository.join(format!("blobs/hash{number}")), bytes).unwrap();
         symlink(format!("../../blobs/hash{number}"), snapshot.join(name)).unwrap();
@@ -260,10 +204,7 @@ fn the_cache_of_the_hub_opens() {
 
     // A download that did not finish leaves a link without a blob.
     fs::remove_file(snapshot.join("../../blobs/hash0")).unwrap();
-    assert_eq!(
-        refusal(&snapshot, &snapshot),
-        format!("`DIR/{A}`: named in the index, and missing")
-    );
+    assert_eq!(refusal(&snapshot, &snapshot), format!("`DIR/{A}`: named in the index, and missing"));
 }
 
 #[test]
@@ -291,10 +232,7 @@ fn links_out_of_the_cache_are_refused() {
 #[test]
 fn unreadable_files_are_named() {
     let denied = FormatError::io(Path::new("m.safetensors"), "open")(io::ErrorKind::PermissionDenied.into());
-    assert_eq!(
-        format!("{:#}", anyhow::anyhow!(denied)),
-        "`m.safetensors`: cannot open: permission denied"
-    );
+    assert_eq!(format!("{:#}", anyhow::anyhow!(denied)), "`m.safetensors`: cannot open: permission denied");
     let denied = FormatError::io(Path::new("m.safetensors"), "open")(io::ErrorKind::PermissionDenied.into());
     assert_eq!(denied.hint().unwrap(), "make the file readable for this user");
 
@@ -308,10 +246,7 @@ fn unreadable_files_are_named() {
     // A loop of links is refused for everybody.
     symlink("loop.safetensors", folder.path().join("loop.safetensors")).unwrap();
     let message = refusal(&folder.path().join("loop.safetensors"), folder.path());
-    assert!(
-        message.starts_with("`DIR/loop.safetensors`: cannot open: "),
-        "{message}"
-    );
+    assert!(message.starts_with("`DIR/loop.safetensors`: cannot open: "), "{message}");
 }
 
 #[test]

@@ -31,10 +31,7 @@ fn reads_a_file_and_its_bytes() {
     assert_eq!(checkpoint.range(1, 2..4), [8, 9]);
     assert_eq!(checkpoint.tensor_bytes(), 15);
     let source = &checkpoint.files()[0];
-    assert_eq!(
-        (source.name.as_str(), source.bytes),
-        ("m.safetensors", bytes.len() as u64)
-    );
+    assert_eq!((source.name.as_str(), source.bytes), ("m.safetensors", bytes.len() as u64));
     assert_eq!(source.header_bytes, 8 + header.len() as u64);
     assert_eq!(source.metadata.get("format").map(String::as_str), Some("pt"));
     assert_eq!(checkpoint.config(), Some(&b"{}"[..]));
@@ -46,9 +43,7 @@ fn reads_every_dtype() {
     let (mut begin, mut entries) = (0, Vec::new());
     for dtype in Dtype::all() {
         let end = begin + dtype.bits();
-        entries.push(format!(
-            r#""{dtype}":{{"dtype":"{dtype}","shape":[2,4],"data_offsets":[{begin},{end}]}}"#
-        ));
+        entries.push(format!(r#""{dtype}":{{"dtype":"{dtype}","shape":[2,4],"data_offsets":[{begin},{end}]}}"#));
         begin = end;
     }
     let bytes = file(&format!("{{{}}}", entries.join(",")), begin as usize);
@@ -81,26 +76,14 @@ const REFUSED: &[(&str, usize, &str)] = &[
     ("", 0, ": the header does not begin with `{`"),
     ("[]", 0, ": the header does not begin with `{`"),
     (" {}", 0, ": the header does not begin with `{`"),
-    (
-        "{",
-        0,
-        ": not the JSON that belongs here: EOF while parsing an object at line 1 column 1",
-    ),
-    (
-        "{}{}",
-        0,
-        ": not the JSON that belongs here: trailing characters at line 1 column 3",
-    ),
+    ("{", 0, ": not the JSON that belongs here: EOF while parsing an object at line 1 column 1"),
+    ("{}{}", 0, ": not the JSON that belongs here: trailing characters at line 1 column 3"),
     (
         r#"{"a":5}"#,
         0,
         ", tensor `a`: not the JSON that belongs here: invalid type: integer `5`, expected an object with `dtype`, `shape` and `data_offsets` at line 1 column 6",
     ),
-    (
-        r#"{"a":{}}"#,
-        0,
-        ", tensor `a`: not the JSON that belongs here: missing field `dtype` at line 1 column 7",
-    ),
+    (r#"{"a":{}}"#, 0, ", tensor `a`: not the JSON that belongs here: missing field `dtype` at line 1 column 7"),
     (
         r#"{"a":{"dtype":"U8","shape":[1],"data_offsets":[0]}}"#,
         1,
@@ -121,11 +104,7 @@ const REFUSED: &[(&str, usize, &str)] = &[
         0,
         ": not the JSON that belongs here: the key `__metadata__` is there twice at line 1 column 33",
     ),
-    (
-        r#"{"__metadata__":{"x":"1","x":"1"}}"#,
-        0,
-        ": the key `x` is there twice",
-    ),
+    (r#"{"__metadata__":{"x":"1","x":"1"}}"#, 0, ": the key `x` is there twice"),
     // Numbers.
     (
         r#"{"a":{"dtype":"U8","shape":[-1],"data_offsets":[0,1]}}"#,
@@ -163,11 +142,7 @@ const REFUSED: &[(&str, usize, &str)] = &[
         ", tensor `a`: U8 [4294967296, 4294967296, 0] has more than 2^64 elements or bits",
     ),
     // Dtypes.
-    (
-        r#"{"a":{"dtype":"Q4_K","shape":[1],"data_offsets":[0,1]}}"#,
-        1,
-        ", tensor `a`: unknown dtype `Q4_K`",
-    ),
+    (r#"{"a":{"dtype":"Q4_K","shape":[1],"data_offsets":[0,1]}}"#, 1, ", tensor `a`: unknown dtype `Q4_K`"),
     (
         r#"{"a":{"dtype":"F4","shape":[3],"data_offsets":[0,2]}}"#,
         2,
@@ -179,11 +154,7 @@ const REFUSED: &[(&str, usize, &str)] = &[
         ", tensor `a`: BF16 [3] takes 6 bytes, the data offsets give it 5",
     ),
     // Offsets.
-    (
-        r#"{"a":{"dtype":"U8","shape":[1],"data_offsets":[2,1]}}"#,
-        2,
-        ", tensor `a`: data offsets [2, 1] run backwards",
-    ),
+    (r#"{"a":{"dtype":"U8","shape":[1],"data_offsets":[2,1]}}"#, 2, ", tensor `a`: data offsets [2, 1] run backwards"),
     (
         r#"{"a":{"dtype":"U8","shape":[1],"data_offsets":[1,2]}}"#,
         2,
@@ -234,10 +205,7 @@ fn the_file_must_have_exactly_the_promised_size() {
     let good = file_of(&[("a", 10), ("b", 100)]);
     let size = good.len();
     for cut in [1, 50, 100] {
-        let promise = format!(
-            "truncated: the header promises {size} bytes, the file has {}",
-            size - cut
-        );
+        let promise = format!("truncated: the header promises {size} bytes, the file has {}", size - cut);
         assert_eq!(refused_file(&good[..size - cut]), format!(", tensor `b`: {promise}"));
     }
     assert!(refused_file(&good[..size - 101]).starts_with(", tensor `a`: truncated"));
@@ -246,17 +214,11 @@ fn the_file_must_have_exactly_the_promised_size() {
         let expected = format!(": the header should be {header} bytes long and the whole file has {kept}");
         assert_eq!(refused_file(&good[..kept]), expected);
     }
-    assert_eq!(
-        refused_file(&good[..7]),
-        ": the file has 7 bytes, a safetensors file has 8 or more"
-    );
+    assert_eq!(refused_file(&good[..7]), ": the file has 7 bytes, a safetensors file has 8 or more");
     assert_eq!(refused_file(&[]), ": the file is empty");
 
     let longer = [&good[..], b"xyz"].concat();
-    let expected = format!(
-        ": 3 trailing bytes: the header promises {size} bytes, the file has {}",
-        size + 3
-    );
+    let expected = format!(": 3 trailing bytes: the header promises {size} bytes, the file has {}", size + 3);
     assert_eq!(refused_file(&longer), expected);
 }
 
@@ -266,22 +228,14 @@ fn header_lengths_beyond_the_cap_are_refused_unread() {
     let path = folder.path().join("m.safetensors");
     for header in [HEADER_BYTES_MAX + 1, 1 << 40] {
         fs::write(&path, header.to_le_bytes()).unwrap();
-        fs::File::options()
-            .write(true)
-            .open(&path)
-            .unwrap()
-            .set_len(8 + header)
-            .unwrap();
+        fs::File::options().write(true).open(&path).unwrap().set_len(8 + header).unwrap();
         let expected = format!("`DIR/m.safetensors`: header or JSON of {header} bytes, the limit is 100000000");
         assert_eq!(refusal(&path, folder.path()), expected);
     }
     // A length that would overflow when 8 is added.
     assert_eq!(
         refused_file(&u64::MAX.to_le_bytes()),
-        format!(
-            ": the header should be {} bytes long and the whole file has 8",
-            u64::MAX
-        )
+        format!(": the header should be {} bytes long and the whole file has 8", u64::MAX)
     );
 }
 
@@ -306,12 +260,8 @@ fn deep_and_wide_json_does_no_harm() {
     let opened = Checkpoint::open(folder.path());
     assert!(opened.is_ok() || opened.unwrap_err().to_string().contains("recursion limit"));
 
-    let shape = |n: usize| {
-        format!(
-            r#"{{"a":{{"dtype":"U8","shape":[{}1],"data_offsets":[0,1]}}}}"#,
-            "1,".repeat(n - 1)
-        )
-    };
+    let shape =
+        |n: usize| format!(r#"{{"a":{{"dtype":"U8","shape":[{}1],"data_offsets":[0,1]}}}}"#, "1,".repeat(n - 1));
     assert!(refused_file(&file(&shape(65), 1)).contains("tensor `a`: not the JSON that belongs here: more than 64"));
     let folder = super::folder(&[("m.safetensors", &file(&shape(64), 1))]);
     assert_eq!(Checkpoint::open(folder.path()).unwrap().tensors()[0].shape.len(), 64);

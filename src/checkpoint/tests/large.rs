@@ -13,22 +13,15 @@ fn sparse(path: &Path, tensors: &[(String, u64)]) -> u64 {
         .iter()
         .map(|(name, bytes)| {
             let end = begin + bytes;
-            let entry = format!(
-                r#""{name}":{{"dtype":"BF16","shape":[{}],"data_offsets":[{begin},{end}]}}"#,
-                bytes / 2
-            );
+            let entry =
+                format!(r#""{name}":{{"dtype":"BF16","shape":[{}],"data_offsets":[{begin},{end}]}}"#, bytes / 2);
             begin = end;
             entry
         })
         .collect();
     let head = file(&format!("{{{}}}", entries.join(",")), 0);
     fs::write(path, &head).unwrap();
-    fs::File::options()
-        .write(true)
-        .open(path)
-        .unwrap()
-        .set_len(head.len() as u64 + begin)
-        .unwrap();
+    fs::File::options().write(true).open(path).unwrap().set_len(head.len() as u64 + begin).unwrap();
     head.len() as u64
 }
 
@@ -40,12 +33,7 @@ fn offsets_beyond_32_bits_reach_their_bytes() {
     let [small, huge, last] = names.clone();
     let head = sparse(&path, &[(small, 6), (huge, 20 * GIB), (last, 4)]);
     let writer = fs::File::options().write(true).open(&path).unwrap();
-    for (at, text) in [
-        (6, b"AB"),
-        (6 + 5 * GIB, b"CD"),
-        (6 + 20 * GIB - 2, b"EF"),
-        (6 + 20 * GIB, b"GH"),
-    ] {
+    for (at, text) in [(6, b"AB"), (6 + 5 * GIB, b"CD"), (6 + 20 * GIB - 2, b"EF"), (6 + 20 * GIB, b"GH")] {
         writer.write_all_at(text, head + at).unwrap();
     }
 
@@ -65,12 +53,7 @@ fn a_truncated_giant_is_named_with_both_sizes() {
     let folder = folder(&[]);
     let path = folder.path().join("m.safetensors");
     let head = sparse(&path, &[("a".to_string(), 20 * GIB), ("b".to_string(), 20 * GIB)]);
-    fs::File::options()
-        .write(true)
-        .open(&path)
-        .unwrap()
-        .set_len(head + 21 * GIB)
-        .unwrap();
+    fs::File::options().write(true).open(&path).unwrap().set_len(head + 21 * GIB).unwrap();
     let (expected, actual) = (head + 40 * GIB, head + 21 * GIB);
     assert_eq!(
         refusal(&path, folder.path()),
@@ -88,11 +71,7 @@ fn resident(path: &Path) -> u64 {
     let mut inside = false;
     let mut kilobytes = 0;
     for line in maps.lines() {
-        if line
-            .split_whitespace()
-            .next()
-            .is_some_and(|first| !first.ends_with(':'))
-        {
+        if line.split_whitespace().next().is_some_and(|first| !first.ends_with(':')) {
             inside = line.ends_with(&*path.to_string_lossy());
         } else if let Some(size) = line.strip_prefix("Rss:").filter(|_| inside) {
             kilobytes += size.trim().trim_end_matches(" kB").parse::<u64>().unwrap();
@@ -139,10 +118,8 @@ fn memory_is_taken_by_touching_and_given_back_by_release() {
 #[test]
 fn a_full_size_model_opens() {
     let (hidden, expert, experts, vocabulary) = (5120u64, 8192u64, 128u64, 202_048u64);
-    let mut tensors = vec![
-        ("embed".to_string(), 2 * vocabulary * hidden),
-        ("head".to_string(), 2 * vocabulary * hidden),
-    ];
+    let mut tensors =
+        vec![("embed".to_string(), 2 * vocabulary * hidden), ("head".to_string(), 2 * vocabulary * hidden)];
     for layer in 0..48 {
         if layer % 2 == 1 {
             tensors.push((format!("{layer}.experts.gate_up"), 2 * experts * hidden * 2 * expert));
@@ -160,18 +137,12 @@ fn a_full_size_model_opens() {
         sparse(&folder.path().join(&name), chunk);
         index.extend(chunk.iter().map(|(tensor, _)| (tensor.clone(), name.clone())));
     }
-    let index: Vec<_> = index
-        .iter()
-        .map(|(tensor, name)| (tensor.as_str(), name.as_str()))
-        .collect();
+    let index: Vec<_> = index.iter().map(|(tensor, name)| (tensor.as_str(), name.as_str())).collect();
     fs::write(folder.path().join(INDEX_NAME), index_of(&index)).unwrap();
 
     let checkpoint = Checkpoint::open(folder.path()).unwrap();
     assert_eq!(checkpoint.tensors().len(), tensors.len());
-    assert_eq!(
-        checkpoint.tensor_bytes(),
-        tensors.iter().map(|(_, bytes)| bytes).sum::<u64>()
-    );
+    assert_eq!(checkpoint.tensor_bytes(), tensors.iter().map(|(_, bytes)| bytes).sum::<u64>());
     assert!(checkpoint.tensor_bytes() > 780_000_000_000);
     let gate_up = checkpoint.find("47.experts.gate_up").unwrap();
     assert_eq!(checkpoint.range(gate_up, 20 * GIB - 2..20 * GIB), [0, 0]);

@@ -46,15 +46,8 @@ fn folder(files: &[(&str, &[u8])]) -> TempDir {
 
 /// An index of tensors and their files.
 fn index_of(entries: &[(&str, &str)]) -> Vec<u8> {
-    let entries: Vec<String> = entries
-        .iter()
-        .map(|(tensor, shard)| format!(r#""{tensor}":"{shard}""#))
-        .collect();
-    format!(
-        r#"{{"metadata":{{"total_size":1}},"weight_map":{{{}}}}}"#,
-        entries.join(",")
-    )
-    .into_bytes()
+    let entries: Vec<String> = entries.iter().map(|(tensor, shard)| format!(r#""{tensor}":"{shard}""#)).collect();
+    format!(r#"{{"metadata":{{"total_size":1}},"weight_map":{{{}}}}}"#, entries.join(",")).into_bytes()
 }
 
 /// Why a path cannot be opened, with `DIR` for `base`, and the causes after colons.
@@ -64,9 +57,7 @@ fn refusal(path: &Path, base: &Path) -> String {
         Err(error) => error,
     };
     let message = format!("{:#}", anyhow::Error::from(error));
-    message
-        .replace(&*base.to_string_lossy(), "DIR")
-        .replace(&*base.canonicalize().unwrap().to_string_lossy(), "DIR")
+    message.replace(&*base.to_string_lossy(), "DIR").replace(&*base.canonicalize().unwrap().to_string_lossy(), "DIR")
 }
 
 /// Why a folder with these files cannot be opened.

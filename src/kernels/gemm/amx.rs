@@ -119,11 +119,7 @@ impl Micro for Tiles {
 
     fn tile(k: usize, rows: usize, a: &[u16], b: &[u32], acc: &mut [f32]) {
         let blocks = k / DEPTH;
-        let (a, b, acc) = (
-            &a[..blocks * PARTS * 2 * TILE_LEN],
-            &b[..blocks * 2 * PAIRS_LEN],
-            &mut acc[..ROWS * COLS],
-        );
+        let (a, b, acc) = (&a[..blocks * PARTS * 2 * TILE_LEN], &b[..blocks * 2 * PAIRS_LEN], &mut acc[..ROWS * COLS]);
         if blocks == 0 {
             acc.fill(0.0);
         } else if rows <= TILE {
@@ -161,9 +157,7 @@ fn pack_x(x: View<f32>, from: usize, k: usize, out: &mut [u16]) {
             for part in 0..PARTS {
                 // The parts are computed three times over: that keeps the inner loop a straight copy of lanes.
                 let out = &mut block[part * 2 * TILE_LEN + i * DEPTH..][..depth];
-                out.iter_mut()
-                    .zip(row)
-                    .for_each(|(out, &value)| *out = split(value)[part]);
+                out.iter_mut().zip(row).for_each(|(out, &value)| *out = split(value)[part]);
             }
         }
     }
@@ -175,10 +169,7 @@ fn pack_w<W: Weight>(w: View<W>, layout: Layout, block: WeightBlock, out: &mut [
     for (index, panel) in out.chunks_exact_mut(steps * 2 * PAIRS_LEN).enumerate() {
         for (at, tile) in panel.as_chunks_mut::<PAIRS_LEN>().0.iter_mut().enumerate() {
             let (step, half) = (at / 2, at % 2);
-            let part = Corner {
-                col: index * COLS + half * TILE,
-                from: step * DEPTH,
-            };
+            let part = Corner { col: index * COLS + half * TILE, from: step * DEPTH };
             match layout {
                 Layout::OutIn => pack_out_in(w, block, part, tile),
                 Layout::InOut => pack_in_out(w, block, part, tile),
@@ -228,10 +219,7 @@ fn pack_in_out<W: Weight>(w: View<W>, block: WeightBlock, part: Corner, tile: &m
             let row = &w.row(block.from + p)[block.col + part.col..][..cols];
             match row.first_chunk::<TILE>() {
                 Some(row) => bits = row.map(W::bf16_bits),
-                None => bits
-                    .iter_mut()
-                    .zip(row)
-                    .for_each(|(bits, value)| *bits = value.bf16_bits()),
+                None => bits.iter_mut().zip(row).for_each(|(bits, value)| *bits = value.bf16_bits()),
             }
         }
         bits

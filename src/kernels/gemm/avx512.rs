@@ -87,9 +87,7 @@ fn widen_line<W: Weight>(row: &[W], start: usize) -> __m512 {
         return Zmm::load(line);
     }
     let mut line = [0.0f32; SIDE];
-    line.iter_mut()
-        .zip(rest)
-        .for_each(|(line, value)| *line = value.widen());
+    line.iter_mut().zip(rest).for_each(|(line, value)| *line = value.widen());
     Zmm::load(&line)
 }
 

@@ -79,13 +79,7 @@ unsafe impl Sync for Shared<'_> {}
 
 impl<'a> Shared<'a> {
     fn new(y: ViewMut<'a, f32>) -> Self {
-        Self {
-            start: y.data.as_mut_ptr(),
-            rows: y.rows,
-            cols: y.cols,
-            stride: y.stride,
-            lifetime: PhantomData,
-        }
+        Self { start: y.data.as_mut_ptr(), rows: y.rows, cols: y.cols, stride: y.stride, lifetime: PhantomData }
     }
 
     /// Columns `col..col + cols` of row `row`.
@@ -133,11 +127,7 @@ pub(super) fn run<M: Micro, W: Weight>(threads: Threads, x: View<f32>, w: View<W
     let super_rows = SUPER_ROWS.next_multiple_of(M::ROWS);
     for start in (0..x.rows()).step_by(super_rows) {
         let block = x.row_range(start, (start + super_rows).min(x.rows()));
-        let packed = Packed {
-            first: start,
-            k: x.cols(),
-            panels: pack_rows::<M>(threads, block),
-        };
+        let packed = Packed { first: start, k: x.cols(), panels: pack_rows::<M>(threads, block) };
         let tasks = tasks::<M>(threads, block.rows(), y.cols);
         let work = |scratch: &mut Vec<M::B>, task: &Task| {
             multiply::<M, W>(*task, &packed, scratch, w, layout, &y);
@@ -185,24 +175,13 @@ fn tasks<M: Micro>(threads: Threads, rows: usize, cols: usize) -> Vec<Task> {
         Threads::One => 1,
         Threads::Pool => 4 * rayon::current_num_threads(),
     };
-    let task_cols = cols
-        .div_ceil(wanted)
-        .next_multiple_of(M::COLS)
-        .min(TASK_COLS.next_multiple_of(M::COLS));
+    let task_cols = cols.div_ceil(wanted).next_multiple_of(M::COLS).min(TASK_COLS.next_multiple_of(M::COLS));
     let across = cols.div_ceil(task_cols);
-    let task_rows = rows
-        .div_ceil(wanted.div_ceil(across))
-        .max(TASK_ROWS)
-        .next_multiple_of(M::ROWS);
+    let task_rows = rows.div_ceil(wanted.div_ceil(across)).max(TASK_ROWS).next_multiple_of(M::ROWS);
     let mut tasks = Vec::new();
     for col in (0..cols).step_by(task_cols) {
         for row in (0..rows).step_by(task_rows) {
-            tasks.push(Task {
-                row,
-                rows: task_rows.min(rows - row),
-                col,
-                cols: task_cols.min(cols - col),
-            });
+            tasks.push(Task { row, rows: task_rows.min(rows - row), col, cols: task_cols.min(cols - col) });
         }
     }
     tasks
@@ -222,28 +201,16 @@ fn multiply<M: Micro, W: Weight>(
     let panel = panel_len::<M>(k_total);
     let k_most = M::K_BLOCK.min(k_total.next_multiple_of(M::K_STEP));
     // The packing overwrites all of it, so that what an earlier task left does not matter.
-    weights.resize(
-        k_most / M::B_INPUTS * task.cols.next_multiple_of(M::COLS),
-        M::B::default(),
-    );
+    weights.resize(k_most / M::B_INPUTS * task.cols.next_multiple_of(M::COLS), M::B::default());
     for from in (0..k_total).step_by(M::K_BLOCK) {
         let k = M::K_BLOCK.min(k_total - from);
         let k_padded = k.next_multiple_of(M::K_STEP);
         let packed_len = task.cols.next_multiple_of(M::COLS) * k_padded / M::B_INPUTS;
-        let block = WeightBlock {
-            col: task.col,
-            cols: task.cols,
-            from,
-            k,
-        };
+        let block = WeightBlock { col: task.col, cols: task.cols, from, k };
         M::pack_w(w, layout, block, &mut weights[..packed_len]);
         let cache_rows = CACHE_ROWS.next_multiple_of(M::ROWS);
         for row in (task.row..task.row + task.rows).step_by(cache_rows) {
-            let part = Task {
-                row,
-                rows: cache_rows.min(task.row + task.rows - row),
-                ..task
-            };
+            let part = Task { row, rows: cache_rows.min(task.row + task.rows - row), ..task };
             let a = |row: usize| &packed.panels[row / M::ROWS * panel + from * M::ROWS * M::A_PARTS..];
             tiles::<M>(part, k_padded, packed.first, a, weights, from == 0, y);
         }
@@ -264,11 +231,7 @@ fn tiles<'p, M: Micro>(
     M::A: 'p,
 {
     let mut acc = [0.0f32; TILE_MAX];
-    for (index, b) in weights
-        .chunks(M::COLS * k / M::B_INPUTS)
-        .take(part.cols.div_ceil(M::COLS))
-        .enumerate()
-    {
+    for (index, b) in weights.chunks(M::COLS * k / M::B_INPUTS).take(part.cols.div_ceil(M::COLS)).enumerate() {
         let col = index * M::COLS;
         let cols = M::COLS.min(part.cols - col);
         for row in (part.row..part.row + part.rows).step_by(M::ROWS) {

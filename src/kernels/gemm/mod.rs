@@ -115,12 +115,7 @@ impl<'a, T> View<'a, T> {
     /// If `stride < cols` or `data` is too short: shapes are checked where files are opened, so this is a caller's mistake.
     pub fn new(data: &'a [T], rows: usize, cols: usize, stride: usize) -> Self {
         check_extent(data.len(), rows, cols, stride);
-        Self {
-            data,
-            rows,
-            cols,
-            stride,
-        }
+        Self { data, rows, cols, stride }
     }
 
     /// `rows x cols` without gaps.
@@ -158,12 +153,7 @@ impl<'a, T> View<'a, T> {
     pub fn row_range(&self, from: usize, to: usize) -> Self {
         assert!(from <= to && to <= self.rows, "rows {from}..{to} of {}", self.rows);
         let start = (from * self.stride).min(self.data.len());
-        Self {
-            data: &self.data[start..],
-            rows: to - from,
-            cols: self.cols,
-            stride: self.stride,
-        }
+        Self { data: &self.data[start..], rows: to - from, cols: self.cols, stride: self.stride }
     }
 }
 
@@ -182,12 +172,7 @@ impl<'a, T> ViewMut<'a, T> {
     /// If `stride < cols` or `data` is too short.
     pub fn new(data: &'a mut [T], rows: usize, cols: usize, stride: usize) -> Self {
         check_extent(data.len(), rows, cols, stride);
-        Self {
-            data,
-            rows,
-            cols,
-            stride,
-        }
+        Self { data, rows, cols, stride }
     }
 
     /// `rows x cols` without gaps.
@@ -205,10 +190,7 @@ fn check_extent(len: usize, rows: usize, cols: usize, stride: usize) {
         0 => Some(0),
         rows => (rows - 1).checked_mul(stride).and_then(|start| start.checked_add(cols)),
     };
-    assert!(
-        needed.is_some_and(|needed| needed <= len),
-        "{rows} x {cols} (stride {stride}) exceeds {len} elements"
-    );
+    assert!(needed.is_some_and(|needed| needed <= len), "{rows} x {cols} (stride {stride}) exceeds {len} elements");
 }
 
 /// Which implementation computes the product.
@@ -282,10 +264,7 @@ static SELECTED: AtomicU8 = AtomicU8::new(0);
 /// The path that [`matmul`] takes: the one that was selected, or else the fastest that this machine has.
 pub fn gemm_path() -> GemmPath {
     GemmPath::from_code(SELECTED.load(Ordering::Relaxed)).unwrap_or_else(|| {
-        let best = GemmPath::ALL
-            .into_iter()
-            .rfind(|path| path.is_available())
-            .unwrap_or(GemmPath::Portable);
+        let best = GemmPath::ALL.into_iter().rfind(|path| path.is_available()).unwrap_or(GemmPath::Portable);
         SELECTED.store(best as u8, Ordering::Relaxed);
         best
     })
@@ -344,16 +323,8 @@ pub fn matmul_with<W: Weight>(
         Layout::OutIn => (w.rows, w.cols),
         Layout::InOut => (w.cols, w.rows),
     };
-    assert_eq!(
-        x.cols, k,
-        "the activations have {} columns, the weights {k} inputs",
-        x.cols
-    );
-    assert_eq!(
-        (y.rows, y.cols),
-        (x.rows, n),
-        "the output's shape is not [rows of x, outputs of w]"
-    );
+    assert_eq!(x.cols, k, "the activations have {} columns, the weights {k} inputs", x.cols);
+    assert_eq!((y.rows, y.cols), (x.rows, n), "the output's shape is not [rows of x, outputs of w]");
     assert!(path.is_available(), "{}", Unavailable(path));
     if x.rows == 0 || n == 0 {
         return;

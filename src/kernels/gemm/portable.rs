@@ -67,10 +67,7 @@ pub(super) fn pack_w<const COLS: usize, W: Weight>(w: View<W>, layout: Layout, b
                 for j in 0..COLS {
                     if col + j < block.cols {
                         let row = &w.row(block.col + col + j)[block.from..block.from + block.k];
-                        panel
-                            .iter_mut()
-                            .zip(row)
-                            .for_each(|(out, value)| out[j] = value.widen());
+                        panel.iter_mut().zip(row).for_each(|(out, value)| out[j] = value.widen());
                     } else {
                         panel.iter_mut().for_each(|out| out[j] = 0.0);
                     }

@@ -55,27 +55,16 @@ fn worst_error<W: Weight>(
         for j in 0..n {
             let (mut sum, mut size) = (0.0f64, 0.0f64);
             for p in 0..k {
-                let at = if layout == Layout::OutIn {
-                    j * w_stride + p
-                } else {
-                    p * w_stride + j
-                };
+                let at = if layout == Layout::OutIn { j * w_stride + p } else { p * w_stride + j };
                 let product = f64::from(x[i * x_stride + p]) * f64::from(w[at].widen());
                 sum += product;
                 size += product.abs();
             }
             let error = (f64::from(y[i * y_stride + j]) - sum).abs() / size.max(f64::MIN_POSITIVE);
-            assert!(
-                error.is_finite(),
-                "{path} {layout:?} {m}x{n}x{k} at {i},{j}: {}",
-                y[i * y_stride + j]
-            );
+            assert!(error.is_finite(), "{path} {layout:?} {m}x{n}x{k} at {i},{j}: {}", y[i * y_stride + j]);
             worst = worst.max(error);
         }
-        assert!(
-            y[i * y_stride + n..(i + 1) * y_stride].iter().all(|&gap| gap == GUARD),
-            "{path} wrote between rows"
-        );
+        assert!(y[i * y_stride + n..(i + 1) * y_stride].iter().all(|&gap| gap == GUARD), "{path} wrote between rows");
     }
     worst
 }
@@ -115,10 +104,7 @@ fn check<W: Weight>(path: GemmPath, name: &str, make: fn(f32) -> W) {
                 // float32, so the tile path is held to the same bound; two parts (2^-16) would miss it tenfold.
                 let bound = (shape.2 as f64 + 2.0).min(24.0) * 2.0f64.powi(-24);
                 let error = worst_error(path, threads, layout, shape, make);
-                assert!(
-                    error <= bound,
-                    "{path} {name} {layout:?} {threads:?} {shape:?}: {error:e} > {bound:e}"
-                );
+                assert!(error <= bound, "{path} {name} {layout:?} {threads:?} {shape:?}: {error:e} > {bound:e}");
             }
         }
     }
@@ -188,14 +174,7 @@ fn an_infinite_weight_reaches_only_its_output() {
             w[4 * k + 69] = bf16::INFINITY;
             let mut y = vec![0.0f32; m * n];
             let y_view = ViewMut::dense(&mut y, m, n);
-            matmul_with(
-                path,
-                Threads::One,
-                View::dense(&x, m, k),
-                View::dense(&w, n, k),
-                Layout::OutIn,
-                y_view,
-            );
+            matmul_with(path, Threads::One, View::dense(&x, m, k), View::dense(&w, n, k), Layout::OutIn, y_view);
             for (at, &value) in y.iter().enumerate() {
                 // Tiles multiply the infinity with the zero parts of the activation as well, which gives NaN.
                 let expected = if at % n == 4 { f32::INFINITY } else { 35.0 };

@@ -226,10 +226,7 @@ fn sweep<S: Vector, W: Weight, const M: usize>(x: [&[f32]; M], w: View<W>, col: 
         let row = &w.row(p)[col..col + width];
         let start = if p < inputs { whole } else { 0 };
         for (sums, x) in sums.iter_mut().zip(&x) {
-            sums[start..]
-                .iter_mut()
-                .zip(&row[start..])
-                .for_each(|(sum, weight)| *sum += x[p] * weight.widen());
+            sums[start..].iter_mut().zip(&row[start..]).for_each(|(sum, weight)| *sum += x[p] * weight.widen());
         }
     }
     for (out, sums) in out.chunks_mut(width).zip(&sums) {

@@ -53,12 +53,7 @@ impl<'a> Fields<'a> {
     /// An error on a field of this object.
     pub(super) fn error(&self, key: &str, problem: impl Into<String>) -> ConfigError {
         let field = Some(format!("{}{key}", self.section));
-        ConfigError {
-            file: self.file.to_path_buf(),
-            field,
-            problem: problem.into(),
-            hint: None,
-        }
+        ConfigError { file: self.file.to_path_buf(), field, problem: problem.into(), hint: None }
     }
 
     /// An error on a value that is not what the field takes.
@@ -80,11 +75,7 @@ impl<'a> Fields<'a> {
         match self.get(key) {
             None => Ok(default),
             Some(value) => whole(value).filter(|n| range.contains(n)).ok_or_else(|| {
-                self.wrong(
-                    key,
-                    value,
-                    format_args!("a whole number from {} to {}", range.start(), range.end()),
-                )
+                self.wrong(key, value, format_args!("a whole number from {} to {}", range.start(), range.end()))
             }),
         }
     }
@@ -128,9 +119,7 @@ impl<'a> Fields<'a> {
 
     /// A text.
     pub(super) fn text(&self, key: &str) -> Result<Option<&'a str>, ConfigError> {
-        self.get(key)
-            .map(|value| value.as_str().ok_or_else(|| self.wrong(key, value, "a string")))
-            .transpose()
+        self.get(key).map(|value| value.as_str().ok_or_else(|| self.wrong(key, value, "a string"))).transpose()
     }
 
     /// A list with `entry` applied to each element; `entry` gives `None` for what is not `wanted`.
@@ -160,9 +149,7 @@ impl<'a> Fields<'a> {
     /// One token id or a list of them.
     pub(super) fn tokens(&self, key: &str, default: u32) -> Result<Vec<u32>, ConfigError> {
         match self.get(key) {
-            Some(Value::Array(_)) => Ok(self
-                .list(key, "a token id", |v| token(v).flatten())?
-                .unwrap_or_default()),
+            Some(Value::Array(_)) => Ok(self.list(key, "a token id", |v| token(v).flatten())?.unwrap_or_default()),
             _ => Ok(Vec::from_iter(self.token(key, Some(default))?)),
         }
     }

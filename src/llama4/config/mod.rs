@@ -107,22 +107,13 @@ impl Config {
     /// # Errors
     /// Text that is not a JSON object, a model that is not Llama 4 (named in the message), and any field whose value cannot be.
     pub fn parse(file: &Path, json: &[u8]) -> Result<Self, ConfigError> {
-        let error = |problem: String| ConfigError {
-            file: PathBuf::from(file),
-            field: None,
-            problem,
-            hint: None,
-        };
+        let error = |problem: String| ConfigError { file: PathBuf::from(file), field: None, problem, hint: None };
         let document = match serde_json::from_slice(json) {
             Ok(Value::Object(document)) => document,
             Ok(_) => return Err(error("not a JSON object".to_string())),
             Err(e) => return Err(error(format!("not JSON: {e}"))),
         };
-        let top = Fields {
-            file,
-            section: "",
-            map: &document,
-        };
+        let top = Fields { file, section: "", map: &document };
         let model = which_model(&top)?;
         let text = top.object("text_config", "text_config.")?;
         let nested = text.is_some();
@@ -136,26 +127,13 @@ impl Config {
         let (vision, image_tokens) = match model {
             Model::TextOnly => (None, None),
             Model::Multimodal => {
-                let absent = Fields {
-                    section: "vision_config.",
-                    map: &empty,
-                    ..top
-                };
+                let absent = Fields { section: "vision_config.", map: &empty, ..top };
                 let vision = top.object("vision_config", "vision_config.")?.unwrap_or(absent);
                 (Some(VisionConfig::read(&vision)?), Some(read_image_tokens(&top)?))
             }
         };
         let quantization = top.get("quantization_config").cloned();
-        Ok(Self {
-            model,
-            text,
-            vision,
-            image_tokens,
-            dtype: read_dtype(&top)?,
-            quantization,
-            document,
-            nested,
-        })
+        Ok(Self { model, text, vision, image_tokens, dtype: read_dtype(&top)?, quantization, document, nested })
     }
 
     /// The document as it was read, in its own order.
@@ -195,12 +173,8 @@ impl Config {
 /// What the document says it is.
 fn which_model(top: &Fields<'_>) -> Result<Model, ConfigError> {
     let model_type = top.text("model_type")?;
-    let architectures = top
-        .list("architectures", "a string", Value::as_str)?
-        .unwrap_or_default();
-    let named = [Model::Multimodal, Model::TextOnly]
-        .into_iter()
-        .find(|m| architectures.contains(&m.architecture()));
+    let architectures = top.list("architectures", "a string", Value::as_str)?.unwrap_or_default();
+    let named = [Model::Multimodal, Model::TextOnly].into_iter().find(|m| architectures.contains(&m.architecture()));
     let model = match (model_type, named) {
         (None | Some("llama4" | "llama4_text"), Some(model)) => Some(model),
         (Some("llama4"), None) if architectures.is_empty() => Some(Model::Multimodal),
@@ -215,12 +189,7 @@ fn which_model(top: &Fields<'_>) -> Result<Model, ConfigError> {
         };
         let [multimodal, text_only] = [Model::Multimodal, Model::TextOnly].map(Model::architecture);
         let hint = format!("this program works on Llama 4: `{multimodal}` and `{text_only}`");
-        ConfigError {
-            file: top.file.to_path_buf(),
-            field: None,
-            problem,
-            hint: Some(hint),
-        }
+        ConfigError { file: top.file.to_path_buf(), field: None, problem, hint: Some(hint) }
     })
 }
 

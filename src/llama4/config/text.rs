@@ -185,10 +185,7 @@ fn read_moe_layers(fields: &Fields<'_>, layers: usize) -> Result<Vec<bool>, Conf
         match usize::try_from(layer).ok().and_then(|layer| moe_layers.get_mut(layer)) {
             Some(entry) => *entry = true,
             None => {
-                return Err(fields.error(
-                    "moe_layers",
-                    format!("names layer `{layer}`, and there are {layers} layers"),
-                ));
+                return Err(fields.error("moe_layers", format!("names layer `{layer}`, and there are {layers} layers")));
             }
         }
     }
@@ -234,19 +231,14 @@ fn read_rope(fields: &Fields<'_>, max_position_embeddings: u64) -> Result<Rope, 
     let new = fields.object("rope_parameters", "text_config.rope_parameters.")?;
     let old = fields.object("rope_scaling", "text_config.rope_scaling.")?;
     let outer = fields.positive("rope_theta", Some(500_000.0))?;
-    let theta = new
-        .or(old)
-        .map_or(Ok(outer), |rope| rope.positive("rope_theta", Some(outer)))?;
+    let theta = new.or(old).map_or(Ok(outer), |rope| rope.positive("rope_theta", Some(outer)))?;
     let Some(rope) = new.or(old) else {
         return Ok(Rope { theta, scaling: None });
     };
 
     let partial = rope.positive("partial_rotary_factor", Some(1.0))?;
     if partial != 1.0 {
-        return Err(rope.error(
-            "partial_rotary_factor",
-            format!("`{partial}`; Llama 4 rotates the whole head"),
-        ));
+        return Err(rope.error("partial_rotary_factor", format!("`{partial}`; Llama 4 rotates the whole head")));
     }
     // `type` is the spelling from before `rope_type`.
     let rope_type = rope.text("rope_type")?.or(rope.text("type")?).unwrap_or("default");
@@ -263,10 +255,7 @@ fn read_rope(fields: &Fields<'_>, max_position_embeddings: u64) -> Result<Rope, 
             )?,
         }),
         other => {
-            let problem = format!(
-                "`{}` is not known for Llama 4, which has `default` and `llama3`",
-                shown(other)
-            );
+            let problem = format!("`{}` is not known for Llama 4, which has `default` and `llama3`", shown(other));
             return Err(rope.error("rope_type", problem));
         }
     };

@@ -113,8 +113,7 @@ impl Choice {
 
 /// Tensors that belong to no weight of the model do not come along.
 fn left_out(model: &Llama4) -> Option<String> {
-    let strangers: Vec<_> =
-        model.problems.iter().filter(|problem| problem.kind == ProblemKind::Unexpected).collect();
+    let strangers: Vec<_> = model.problems.iter().filter(|problem| problem.kind == ProblemKind::Unexpected).collect();
     let first = strangers.first()?;
     Some(format!("{} tensors are no part of this model and are left out, such as `{}`", strangers.len(), first.name))
 }
@@ -136,8 +135,7 @@ fn rules(selection: &Selection) -> Recipe {
 }
 
 fn check_matches(model: &Llama4, rule: &Rule, warnings: &mut Vec<String>) -> Result<()> {
-    let matched: Vec<&Weight> =
-        model.weights.iter().filter(|weight| rule.pattern.is_match(&weight.name)).collect();
+    let matched: Vec<&Weight> = model.weights.iter().filter(|weight| rule.pattern.is_match(&weight.name)).collect();
     let Some(first) = matched.first() else {
         return Err(hint(
             format!("`{}` matches no weight", rule.pattern),
@@ -220,7 +218,8 @@ fn engine_warnings(model: &Llama4, stored: &[Option<Scheme>]) -> Vec<String> {
         ));
     }
     for ((layer, modules), schemes) in fused.iter().filter(|(_, schemes)| schemes.len() > 1) {
-        warnings.push(format!("layers.{layer}.{modules} are {}; vLLM fuses them and serves one scheme", spell(schemes)));
+        warnings
+            .push(format!("layers.{layer}.{modules} are {}; vLLM fuses them and serves one scheme", spell(schemes)));
     }
     warnings.extend(attention_warning(model, stored));
     let odd: BTreeSet<usize> = stored

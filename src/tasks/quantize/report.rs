@@ -232,13 +232,8 @@ fn relative_rms_rtn(errors: &Errors) -> f64 {
 /// Bits that a quantized weight takes on average, with scales, zero points and shapes.
 pub(super) fn bits_per_weight(model: &Llama4, choice: &Choice, plan: &Plan) -> f64 {
     let quantized = |index: usize| choice.targets[index].is_some();
-    let weights: u64 = model
-        .weights
-        .iter()
-        .enumerate()
-        .filter(|(index, _)| quantized(*index))
-        .map(|(_, weight)| weight.numel())
-        .sum();
+    let weights: u64 =
+        model.weights.iter().enumerate().filter(|(index, _)| quantized(*index)).map(|(_, weight)| weight.numel()).sum();
     let bytes: u64 = plan
         .tasks
         .iter()

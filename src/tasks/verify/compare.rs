@@ -44,9 +44,9 @@ pub(super) fn run(
         if let (Some(reference), Some(wanted)) = (&reference, &mut wanted) {
             let wanted_router = reference.layer(layer, wanted);
             let text = &model.config.text;
-            let agreement = router.zip(wanted_router).map(|(is, wanted)| {
-                router_agreement(&is, &wanted, text.num_local_experts, text.num_experts_per_tok)
-            });
+            let agreement = router
+                .zip(wanted_router)
+                .map(|(is, wanted)| router_agreement(&is, &wanted, text.num_local_experts, text.num_experts_per_tok));
             let (rel_rms_error, cosine) = distance(&hidden, wanted);
             report.layers.push(LayerReport { layer, rel_rms_error, cosine, router_agreement: agreement });
         }

@@ -32,14 +32,20 @@ pub(super) fn check(model: &Llama4, control: &Control<'_>, report: &mut Report) 
     let total = files.iter().map(|file| file.bytes).sum();
     control.progress.start("reading", total, 0, Unit::Bytes);
     let findings = Mutex::new((Vec::new(), 0));
-    parallel::for_each(files.len(), control.threads, control, || (), |(), index| {
-        let wanted = records.iter().find(|record| record.name == files[index].name);
-        let (found, equal) = check_file(model, index, wanted, control)?;
-        let mut findings = findings.lock().expect("no thread panics holding it");
-        findings.0.extend(found);
-        findings.1 += usize::from(equal);
-        Ok(())
-    })?;
+    parallel::for_each(
+        files.len(),
+        control.threads,
+        control,
+        || (),
+        |(), index| {
+            let wanted = records.iter().find(|record| record.name == files[index].name);
+            let (found, equal) = check_file(model, index, wanted, control)?;
+            let mut findings = findings.lock().expect("no thread panics holding it");
+            findings.0.extend(found);
+            findings.1 += usize::from(equal);
+            Ok(())
+        },
+    )?;
     control.progress.finish();
     model.checkpoint.unchanged()?;
     let (mut found, mut equal) = findings.into_inner().expect("no thread panics holding it");

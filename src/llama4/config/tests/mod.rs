@@ -31,21 +31,12 @@ fn reads_the_published_style() {
     let text = &scout.text;
     assert_eq!((scout.model, scout.dtype), (Model::Multimodal, Some(Dtype::BF16)));
     assert_eq!(scout.model.text_prefix(), "language_model.");
-    assert_eq!(
-        (text.hidden_size, text.num_hidden_layers, text.vocab_size),
-        (5120, 48, 202_048)
-    );
-    assert_eq!(
-        (text.num_attention_heads, text.num_key_value_heads, text.head_dim),
-        (40, 8, 128)
-    );
+    assert_eq!((text.hidden_size, text.num_hidden_layers, text.vocab_size), (5120, 48, 202_048));
+    assert_eq!((text.num_attention_heads, text.num_key_value_heads, text.head_dim), (40, 8, 128));
     assert_eq!((text.intermediate_size, text.intermediate_size_mlp), (8192, 16_384));
     assert_eq!((text.num_local_experts, text.num_experts_per_tok), (16, 1));
     assert_eq!(text.moe_layers, [true; 48]);
-    assert_eq!(
-        text.rope_layers[..8],
-        [true, true, true, false, true, true, true, false]
-    );
+    assert_eq!(text.rope_layers[..8], [true, true, true, false, true, true, true, false]);
     assert_eq!(text.chunked_layers, text.rope_layers);
     let scaling = Llama3Scaling {
         factor: 16.0,
@@ -53,61 +44,23 @@ fn reads_the_published_style() {
         high_freq_factor: 1.0,
         original_max_position_embeddings: 8192,
     };
-    assert_eq!(
-        text.rope,
-        Rope {
-            theta: 500_000.0,
-            scaling: Some(scaling)
-        }
-    );
-    assert_eq!(
-        (text.attention_chunk_size, text.floor_scale, text.attn_scale),
-        (Some(8192), 8192, 0.1)
-    );
+    assert_eq!(text.rope, Rope { theta: 500_000.0, scaling: Some(scaling) });
+    assert_eq!((text.attention_chunk_size, text.floor_scale, text.attn_scale), (Some(8192), 8192, 0.1));
     assert!(text.use_qk_norm && text.attn_temperature_tuning && !text.attention_bias && !text.tie_word_embeddings);
     assert_eq!((text.max_position_embeddings, text.rms_norm_eps), (10_485_760, 1e-5));
     assert_eq!((text.bos_token_id, text.pad_token_id), (Some(200_000), Some(200_018)));
     assert_eq!(text.eos_token_id, [200_001, 200_007, 200_008]);
 
     let vision = scout.vision.unwrap();
-    assert_eq!(
-        (vision.hidden_size, vision.num_hidden_layers, vision.num_attention_heads),
-        (1408, 34, 16)
-    );
-    assert_eq!(
-        (vision.image_size, vision.patch_size, vision.num_channels),
-        (336, 14, 3)
-    );
-    assert_eq!(
-        (
-            vision.projector_input_dim,
-            vision.projector_output_dim,
-            vision.vision_output_dim
-        ),
-        (4096, 4096, 4096)
-    );
-    assert_eq!(
-        (vision.intermediate_size, vision.rope_theta, vision.pixel_shuffle_ratio),
-        (5632, 10_000.0, 0.5)
-    );
-    assert_eq!(
-        scout.image_tokens,
-        Some(ImageTokens {
-            boi: 200_080,
-            eoi: 200_081,
-            image: 200_092
-        })
-    );
+    assert_eq!((vision.hidden_size, vision.num_hidden_layers, vision.num_attention_heads), (1408, 34, 16));
+    assert_eq!((vision.image_size, vision.patch_size, vision.num_channels), (336, 14, 3));
+    assert_eq!((vision.projector_input_dim, vision.projector_output_dim, vision.vision_output_dim), (4096, 4096, 4096));
+    assert_eq!((vision.intermediate_size, vision.rope_theta, vision.pixel_shuffle_ratio), (5632, 10_000.0, 0.5));
+    assert_eq!(scout.image_tokens, Some(ImageTokens { boi: 200_080, eoi: 200_081, image: 200_092 }));
 
     let maverick = parse(MAVERICK).unwrap().text;
     assert_eq!(maverick.moe_layers, [false, true].repeat(24));
-    assert_eq!(
-        maverick.rope,
-        Rope {
-            theta: 500_000.0,
-            scaling: None
-        }
-    );
+    assert_eq!(maverick.rope, Rope { theta: 500_000.0, scaling: None });
     assert_eq!((maverick.num_local_experts, maverick.use_qk_norm), (128, false));
 }
 
@@ -185,10 +138,7 @@ fn spellings_that_mean_the_same() {
     // `type` is the oldest spelling.
     let oldest = with(
         SCOUT,
-        &[
-            ("/text_config/rope_scaling/rope_type", "absent"),
-            ("/text_config/rope_scaling/type", "\"llama3\""),
-        ],
+        &[("/text_config/rope_scaling/rope_type", "absent"), ("/text_config/rope_scaling/type", "\"llama3\"")],
     );
     assert_eq!(parse(&oldest).unwrap().text.rope, scout.text.rope);
 }
@@ -197,72 +147,40 @@ fn spellings_that_mean_the_same() {
 fn switches_and_lists_are_taken_from_the_document() {
     let text = |changes: &[(&str, &str)]| parse(&with(SCOUT, changes)).unwrap().text;
     for off in ["false", "0", "0.0", "null"] {
-        assert!(
-            !text(&[("/text_config/attn_temperature_tuning", off)]).attn_temperature_tuning,
-            "{off}"
-        );
+        assert!(!text(&[("/text_config/attn_temperature_tuning", off)]).attn_temperature_tuning, "{off}");
     }
-    assert_eq!(
-        text(&[("/text_config/attention_chunk_size", "null")]).attention_chunk_size,
-        None
-    );
+    assert_eq!(text(&[("/text_config/attention_chunk_size", "null")]).attention_chunk_size, None);
     assert_eq!(text(&[("/text_config/moe_layers", "[]")]).moe_layers, [false; 48]);
-    let every_third = text(&[
-        ("/text_config/moe_layers", "absent"),
-        ("/text_config/interleave_moe_layer_step", "3"),
-    ])
-    .moe_layers;
+    let every_third =
+        text(&[("/text_config/moe_layers", "absent"), ("/text_config/interleave_moe_layer_step", "3")]).moe_layers;
     // Python's `range(step - 1, layers, step)`.
     let expected: Vec<usize> = (2..48).step_by(3).collect();
-    assert_eq!(
-        (0..48).filter(|layer| every_third[*layer]).collect::<Vec<_>>(),
-        expected
-    );
+    assert_eq!((0..48).filter(|layer| every_third[*layer]).collect::<Vec<_>>(), expected);
     let two = [
         ("/text_config/num_hidden_layers", "2"),
         ("/text_config/moe_layers", "[1]"),
         ("/text_config/no_rope_layers", "[0, 1]"),
     ];
     let both = text(&two);
-    assert_eq!(
-        (both.moe_layers, both.rope_layers),
-        (vec![false, true], vec![false, true])
-    );
+    assert_eq!((both.moe_layers, both.rope_layers), (vec![false, true], vec![false, true]));
     assert_eq!(both.chunked_layers, [false, true]);
     let types = ("/text_config/layer_types", r#"["chunked_attention", "full_attention"]"#);
     assert_eq!(text(&[two[0], two[1], two[2], types]).chunked_layers, [true, false]);
 
     let text = |change| text(&[change]);
-    assert_eq!(
-        text(("/text_config/num_key_value_heads", "null")).num_key_value_heads,
-        40
-    );
+    assert_eq!(text(("/text_config/num_key_value_heads", "null")).num_key_value_heads, 40);
     assert_eq!(text(("/text_config/eos_token_id", "7")).eos_token_id, [7]);
     assert!(text(("/text_config/eos_token_id", "null")).eos_token_id.is_empty());
     assert_eq!(text(("/text_config/pad_token_id", "-1")).pad_token_id, None);
-    let theta = text((
-        "/text_config/rope_scaling",
-        r#"{"rope_type":"default","rope_theta":10000.0}"#,
-    ))
-    .rope;
-    assert_eq!(
-        theta,
-        Rope {
-            theta: 10_000.0,
-            scaling: None
-        }
-    );
+    let theta = text(("/text_config/rope_scaling", r#"{"rope_type":"default","rope_theta":10000.0}"#)).rope;
+    assert_eq!(theta, Rope { theta: 10_000.0, scaling: None });
 }
 
 #[test]
 fn the_output_keeps_the_document() {
     let published = with(
         SCOUT,
-        &[
-            ("/text_config/attn_temperature_tuning", "4"),
-            ("/text_config/floor_scale", "8192.0"),
-            ("/x_unknown", "[1]"),
-        ],
+        &[("/text_config/attn_temperature_tuning", "4"), ("/text_config/floor_scale", "8192.0"), ("/x_unknown", "[1]")],
     );
     let config = parse(&published).unwrap();
     let output = config.output_document(None);
@@ -279,10 +197,7 @@ fn the_output_keeps_the_document() {
     let again = parse(&with(&quantized.to_string(), &[("/last", "1")])).unwrap();
     assert_eq!(again.quantization, Some(serde_json::json!({"quant_method": "x"})));
     let replaced = again.output_document(Some(Value::Null));
-    assert_eq!(
-        replaced.as_object().unwrap().keys().collect::<Vec<_>>(),
-        again.document().keys().collect::<Vec<_>>()
-    );
+    assert_eq!(replaced.as_object().unwrap().keys().collect::<Vec<_>>(), again.document().keys().collect::<Vec<_>>());
     let removed = again.output_document(None);
     assert_eq!(removed.to_string(), with(&expected, &[("/last", "1")]));
 }
@@ -290,16 +205,7 @@ fn the_output_keeps_the_document() {
 #[test]
 fn the_output_of_a_text_only_model_is_flat() {
     let text_only = include_str!("../../../../testdata/configs/scout-text-only-transformers5.json");
-    let published = with(
-        text_only,
-        &[("/attn_temperature_tuning", "0"), ("/floor_scale", "96.0")],
-    );
+    let published = with(text_only, &[("/attn_temperature_tuning", "0"), ("/floor_scale", "96.0")]);
     let output = parse(&published).unwrap().output_document(None);
-    assert_eq!(
-        output.to_string(),
-        with(
-            text_only,
-            &[("/attn_temperature_tuning", "false"), ("/floor_scale", "96")]
-        )
-    );
+    assert_eq!(output.to_string(), with(text_only, &[("/attn_temperature_tuning", "false"), ("/floor_scale", "96")]));
 }
