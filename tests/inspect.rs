@@ -3,6 +3,8 @@
 //! The numbers of the real models are from transformers' own classes (`testdata/full-size/`) and from arithmetic on the
 //! published dimensions, done by hand in the comments.
 
+#![allow(clippy::unwrap_used)]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
