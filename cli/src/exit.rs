@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use l4::checkpoint::FormatError;
 use l4::error::{Hint, Interrupted};
+use l4::llama4::config::ConfigError;
 
 use crate::args::{ColorMode, Global};
 
@@ -80,7 +81,8 @@ fn hint_of(error: &anyhow::Error) -> Option<String> {
         error.chain().find_map(|cause| {
             let own = cause.downcast_ref::<Hint>().map(|hint| hint.hint.clone());
             let format = || cause.downcast_ref::<FormatError>()?.hint();
-            own.or_else(format).or_else(|| disk_hint(cause.downcast_ref::<io::Error>()?))
+            let config = || cause.downcast_ref::<ConfigError>()?.hint.clone();
+            own.or_else(format).or_else(config).or_else(|| disk_hint(cause.downcast_ref::<io::Error>()?))
         })
     })
 }

@@ -67,6 +67,6 @@ pub(crate) fn run(arguments: Arguments, context: &Context) -> Result<Outcome> {
         },
     };
     let report = verify::run(&options, &context.control())?;
-    context.print(&report, render::verify::report)?;
+    context.print(&report, |report| render::verify::report(report, context.color))?;
     Ok(if report.ok { Outcome::Yes } else { Outcome::No })
 }

@@ -8,8 +8,9 @@ use crate::size::{binary, decimal, grouped};
 /// Problems that are listed; the rest are counted. `--json` has them all.
 const PROBLEMS_SHOWN: usize = 20;
 
-/// The report.
-pub(crate) fn report(report: &Report) -> String {
+/// The report; verdict and problems stand out if `color`.
+pub(crate) fn report(report: &Report, color: bool) -> String {
+    let paint = |code: &str, word: &str| if color { format!("\x1b[{code}m{word}\x1b[0m") } else { word.to_owned() };
     let mut text = format!("{}\n", report.checkpoint.display());
     text += &format!(
         "  {} tensors, {} read{}\n",
@@ -30,13 +31,14 @@ pub(crate) fn report(report: &Report) -> String {
     }
     text += &summary(report);
     for problem in report.problems.iter().take(PROBLEMS_SHOWN) {
-        text += &format!("problem: {}: `{}` {}\n", problem.kind, problem.name, problem.message);
+        let label = paint("1;31", "problem");
+        text += &format!("{label}: {}: `{}` {}\n", problem.kind, problem.name, problem.message);
     }
     if let Some(more) = report.problems.len().checked_sub(PROBLEMS_SHOWN + 1) {
         text += &format!("... and {} more problems\n", more + 1);
     }
-    text += if report.ok { "ok\n" } else { "not ok\n" };
-    text
+    text += &if report.ok { paint("1;32", "ok") } else { paint("1;31", "not ok") };
+    text + "\n"
 }
 
 fn summary(report: &Report) -> String {

@@ -11,6 +11,8 @@ use crate::checkpoint::shown;
 // Bounds far beyond every announced model. They keep products of two dimensions inside 64 bits and lists in memory.
 const LAYERS_MAX: usize = 4096;
 const EXPERTS_MAX: usize = 65_536;
+/// Experts of all layers together: every one has entries in the catalogue of weights (Maverick's 24 layers have 3,072).
+const EXPERTS_TOTAL_MAX: usize = 131_072;
 const HEADS_MAX: usize = 65_536;
 pub(super) const DIMENSION_MAX: usize = 1 << 24;
 const VOCABULARY_MAX: usize = 1 << 28;
@@ -114,7 +116,8 @@ impl TextConfig {
             return Err(fields.error("num_key_value_heads", problem));
         }
         let head_dim = read_head_dim(fields, hidden_size, num_attention_heads)?;
-        let num_local_experts = fields.count("num_local_experts", 16, EXPERTS_MAX)?;
+        let num_local_experts =
+            fields.count("num_local_experts", 16, EXPERTS_MAX.min(EXPERTS_TOTAL_MAX / num_hidden_layers))?;
         let rope_layers = read_rope_layers(fields, num_hidden_layers)?;
         let max_position_embeddings = fields.whole("max_position_embeddings", 4096 * 32, 1..=POSITIONS_MAX)?;
         let attention_chunk_size = match fields.map.get("attention_chunk_size") {

@@ -157,9 +157,10 @@ impl Token {
         for (&a, &b) in is.iter().zip(wanted) {
             let (a, b) = (f64::from(a), f64::from(b));
             self.weighted_difference += (b - self.wanted.max).exp() * (b - a);
+            let difference = (b - a).abs();
             // Not `max`, which would pass over a NaN.
-            if !((b - a).abs() <= self.max_abs_diff) {
-                self.max_abs_diff = (b - a).abs();
+            if difference > self.max_abs_diff || difference.is_nan() {
+                self.max_abs_diff = difference;
             }
         }
     }
