@@ -84,7 +84,7 @@ const EVENT_EVERY: Duration = Duration::from_millis(500);
 impl Lines {
     fn line(phase: &Phase) -> String {
         let (rate, left) = phase.rate();
-        let percent = if phase.total == 0 { 100 } else { phase.done * 100 / phase.total };
+        let percent = (phase.done * 100).checked_div(phase.total).unwrap_or(100);
         let counts = match phase.unit {
             Unit::Bytes => {
                 format!(
