@@ -34,7 +34,7 @@ pub struct Interrupted;
 
 impl fmt::Display for Interrupted {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("interrupted; what is finished is kept")
+        f.write_str("interrupted at a safe point")
     }
 }
 

@@ -69,8 +69,11 @@ impl Context {
     /// Prints a report: as JSON with `--json`, otherwise as the text that `render` makes of it.
     pub(crate) fn print<R: Serialize>(&self, report: &R, render: impl FnOnce(&R) -> String) -> Result<()> {
         let text = if self.json { serde_json::to_string_pretty(report)? + "\n" } else { render(report) };
-        io::stdout().write_all(text.as_bytes())?;
-        Ok(io::stdout().flush()?)
+        match io::stdout().write_all(text.as_bytes()).and_then(|()| io::stdout().flush()) {
+            // A reader that has seen enough does not change the answer.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+            other => Ok(other?),
+        }
     }
 
     /// Tells the person at the terminal something that is no result.
@@ -101,7 +104,10 @@ fn default_memory() -> u64 {
         let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
         line.trim().trim_end_matches(" kB").parse::<u64>().ok()
     });
-    machine.map_or(MOST, |kibibytes| MOST.min(kibibytes * 1024 / 2))
+    // A container may be allowed less than the machine has.
+    let container = std::fs::read_to_string("/sys/fs/cgroup/memory.max").ok();
+    let container = container.and_then(|text| text.trim().parse::<u64>().ok()).unwrap_or(u64::MAX);
+    machine.map_or(MOST, |kibibytes| MOST.min((kibibytes * 1024).min(container) / 2))
 }
 
 /// Forces an instruction set on all kernels, or leaves each at the best that the machine has.

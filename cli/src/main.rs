@@ -23,6 +23,9 @@ fn main() -> ExitCode {
     };
     match commands::run(arguments.command, &context) {
         Ok(outcome) => outcome.code(),
-        Err(error) => exit::failure(&error, &arguments.global),
+        Err(error) => {
+            context.control().progress.finish();
+            exit::failure(&error, &arguments.global)
+        }
     }
 }

@@ -232,6 +232,31 @@ impl Checkpoint {
         self.config.as_deref()
     }
 
+    /// The names of all regular files in the folder, also behind links, sorted. Names that are not UTF-8 are left out.
+    ///
+    /// # Errors
+    /// The folder cannot be listed.
+    pub fn side_names(&self) -> Result<Vec<String>, FormatError> {
+        let list = || FormatError::io(&self.folder, "list");
+        let mut names = Vec::new();
+        for entry in fs::read_dir(&self.folder).map_err(list())? {
+            let entry = entry.map_err(list())?;
+            let is_file = fs::metadata(entry.path()).is_ok_and(|found| found.is_file());
+            names.extend(entry.file_name().into_string().ok().filter(|_| is_file));
+        }
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    /// The content of a file beside the weights; `None` if there is none of that name.
+    ///
+    /// # Errors
+    /// It has more than `cap` bytes, is no regular file, leads out of the folder, or cannot be read.
+    pub fn side_file(&self, name: &str, cap: u64) -> Result<Option<Vec<u8>>, FormatError> {
+        let found = Folder::open(&self.folder)?.small_file(name, cap)?;
+        Ok(found.map(|(_, content)| content))
+    }
+
     /// Names of safetensors files in the folder that are no part of this checkpoint (consolidated copies, adapters): worth a note.
     /// Empty when a file was opened by its own path.
     pub fn unlisted(&self) -> &[String] {

@@ -52,12 +52,23 @@ impl Llama4 {
         }
     }
 
-    /// Gives back the pages of a quantized weight's codes for output rows `outs`.
+    /// Gives back the pages that [`Llama4::dequantize`] has touched for output rows `outs`.
     pub fn release_rows(&self, weight: &Weight, outs: Range<usize>) {
         let (out, _) = weight.matrix();
-        if let Coding::Int4 { packed: codes, .. } | Coding::Fp8 { weight: codes, .. } = weight.coding {
-            let bytes = self.row_range(codes, &outs, out);
-            self.checkpoint.release(codes, bytes, Edges::Drop);
+        let rows = |id| self.checkpoint.release(id, self.row_range(id, &outs, out), Edges::Drop);
+        let whole = |id: TensorId| self.checkpoint.release(id, 0..self.checkpoint.tensors()[id].bytes, Edges::Drop);
+        match weight.coding {
+            Coding::Plain(_) => {}
+            Coding::Int4 { packed, scale, zero_point, .. } => {
+                rows(packed);
+                rows(scale);
+                // Rows share words, so a range of rows is no range of bytes; what a neighbour needs comes back.
+                zero_point.into_iter().for_each(whole);
+            }
+            Coding::Fp8 { weight: codes, scale, .. } => {
+                rows(codes);
+                whole(scale);
+            }
         }
     }
 

@@ -94,7 +94,7 @@ impl List {
         let side = vision.image_size / vision.patch_size;
         self.vision_weight("class_embedding", &[hidden]);
         self.vision_weight("positional_embedding_vlm", &[side * side + 1, hidden]);
-        let patch = vision.num_channels * vision.patch_size * vision.patch_size;
+        let patch = vision.num_channels.saturating_mul(vision.patch_size * vision.patch_size);
         self.vision_weight("patch_embedding.linear", &[hidden, patch]);
         self.layer_norm("layernorm_pre", hidden);
         for layer in 0..vision.num_hidden_layers {

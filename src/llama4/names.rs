@@ -160,6 +160,8 @@ pub enum Part {
     ZeroPoint,
     /// `.weight_shape`: the logical shape of packed codes.
     Shape,
+    /// `.weight_g_idx`: which group each input is in, as older GPTQ checkpoints in activation order have it.
+    GroupIndex,
     /// `.input_scale`: scale of the activations.
     InputScale,
     /// `experts.gate_up_proj` of all experts, `[E, in, 2 * out]`: gate columns, then up columns.
@@ -169,12 +171,13 @@ pub enum Part {
 }
 
 /// Suffixes of the tensors that make up one module (compressed-tensors 0.19, `compressors/*/base.py`).
-const SUFFIXES: [(&str, Part); 6] = [
+const SUFFIXES: [(&str, Part); 7] = [
     (".weight", Part::Weight),
     (".weight_packed", Part::Packed),
     (".weight_scale", Part::Scale),
     (".weight_zero_point", Part::ZeroPoint),
     (".weight_shape", Part::Shape),
+    (".weight_g_idx", Part::GroupIndex),
     (".input_scale", Part::InputScale),
 ];
 

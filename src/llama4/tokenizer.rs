@@ -1,33 +1,54 @@
 //! Text to tokens, by the checkpoint's own `tokenizer.json`.
 
-use std::path::Path;
-
 use anyhow::{Result, anyhow};
 
+use crate::checkpoint::Checkpoint;
 use crate::error::hint;
 
 /// The name of the file.
 pub const TOKENIZER_NAME: &str = "tokenizer.json";
 
+/// The largest file that is read. Llama 4's has 28 MB.
+const TOKENIZER_BYTES_MAX: u64 = 256 << 20;
+
 /// A loaded tokenizer.
 pub struct Tokenizer(tokenizers::Tokenizer);
 
 impl Tokenizer {
-    /// Loads the tokenizer of the checkpoint in `folder`.
+    /// Loads the checkpoint's tokenizer.
     ///
     /// # Errors
     /// The file is missing, or is none; names it.
-    pub fn open(folder: &Path) -> Result<Self> {
-        let path = folder.join(TOKENIZER_NAME);
-        if !path.exists() {
+    pub fn of(checkpoint: &Checkpoint) -> Result<Self> {
+        let path = checkpoint.folder().join(TOKENIZER_NAME);
+        let Some(content) = checkpoint.side_file(TOKENIZER_NAME, TOKENIZER_BYTES_MAX)? else {
             return Err(hint(
                 format!("`{}` is missing, so text cannot be turned into tokens", path.display()),
                 "copy `tokenizer.json` from the original repository into the folder",
             ));
-        }
-        let tokenizer = tokenizers::Tokenizer::from_file(&path)
+        };
+        let tokenizer = tokenizers::Tokenizer::from_bytes(content)
             .map_err(|error| anyhow!("`{}` is no tokenizer: {error}", path.display()))?;
         Ok(Self(tokenizer))
+    }
+
+    /// The first `count` tokens of `text`, or all if there are fewer. Reads no more of a long text than it needs.
+    ///
+    /// # Errors
+    /// The tokenizer cannot encode it.
+    pub fn first_tokens(&self, text: &str, count: usize) -> Result<Vec<u32>> {
+        // Splits near the cut may differ from those of the whole text, so more is read than is taken.
+        let mut bytes = count.saturating_mul(16).saturating_add(4096);
+        loop {
+            let end =
+                (bytes.min(text.len())..=text.len()).find(|&end| text.is_char_boundary(end)).unwrap_or(text.len());
+            let mut tokens = self.encode(&text[..end])?;
+            if tokens.len() >= count.saturating_add(64) || end == text.len() {
+                tokens.truncate(count);
+                return Ok(tokens);
+            }
+            bytes = bytes.saturating_mul(2);
+        }
     }
 
     /// The tokens of `text`, with the special tokens that the tokenizer puts before and after a text.

@@ -197,7 +197,10 @@ impl Llama4 {
         for (id, tensor) in checkpoint.tensors().iter().enumerate() {
             match prefixes.split(&tensor.name) {
                 Some((module, part)) => {
-                    modules.entry(module).or_default().insert(part, id);
+                    if let Some(first) = modules.entry(module).or_default().insert(part, id) {
+                        let message = format!("is there twice: also as `{}`", checkpoint.tensors()[first].name);
+                        problems.push(Problem { kind: ProblemKind::Mismatch, name: tensor.name.clone(), message });
+                    }
                 }
                 None => problems.push(unexpected(tensor)),
             }
@@ -231,10 +234,22 @@ impl Llama4 {
         for slot in &mut owner {
             *slot = slot.filter(|&index| index != usize::MAX);
         }
+        problems.extend(config_disagrees(&config, &weights));
         problems.sort_by(|a, b| (a.kind, &a.name).cmp(&(b.kind, &b.name)));
         let by_name = weights.iter().enumerate().map(|(index, weight)| (weight.name.clone(), index)).collect();
         Self { checkpoint, config, weights, problems, owner, by_name }
     }
+}
+
+/// Whether config and weights agree on being quantized: an engine goes by the config alone.
+fn config_disagrees(config: &Config, weights: &[Weight]) -> Option<Problem> {
+    let quantized = weights.iter().filter(|weight| weight.coding.scheme().is_some()).count();
+    let message = match (&config.quantization, quantized) {
+        (None, 1..) => format!("is missing in `config.json`, and {quantized} weights are quantized"),
+        (Some(_), 0) => "is in `config.json`, and no weight is quantized".to_owned(),
+        _ => return None,
+    };
+    Some(Problem { kind: ProblemKind::Mismatch, name: "quantization_config".to_owned(), message })
 }
 
 fn unexpected(tensor: &TensorInfo) -> Problem {
@@ -298,6 +313,12 @@ impl Finder<'_> {
 
     fn module(&self, wanted: &Expected, parts: &Parts) -> Result<(Coding, Vec<TensorId>), Problem> {
         let ids = parts.values().copied().collect();
+        if parts.contains_key(&Part::GroupIndex) {
+            return Err(mismatch(
+                wanted,
+                "has its groups in activation order (`weight_g_idx`), which is not supported".into(),
+            ));
+        }
         if let Some(&packed) = parts.get(&Part::Packed) {
             return Ok((self.int4(wanted, parts, packed)?, ids));
         }

@@ -17,6 +17,9 @@ use crate::quant::Layout;
 /// Bytes of a linear layer that are dequantized, or resident, at a time.
 const BLOCK_BYTES: usize = 32 << 20;
 
+/// Most outputs of a block, however few inputs each has: their values for all tokens are held at once.
+const OUTPUTS_MAX: usize = 8192;
+
 /// Rows that one thread dequantizes at a time.
 const ROWS_TOGETHER: usize = 64;
 
@@ -45,13 +48,18 @@ pub fn apply_outputs(model: &Llama4, weight: &Weight, outs: &Range<usize>, x: &[
     y
 }
 
+/// Most outputs of a block of [`blocks`], for a matrix of `input` inputs.
+pub fn block_outputs(input: usize) -> usize {
+    (BLOCK_BYTES / (input * size_of::<f32>())).clamp(1, OUTPUTS_MAX).next_multiple_of(ROWS_TOGETHER)
+}
+
 /// Ranges of outputs that are worked on one after the other.
 pub fn blocks(weight: &Weight) -> impl Iterator<Item = Range<usize>> {
     let (out, input) = weight.matrix();
     let step = match weight.coding {
         // Its rows are inputs: a block of outputs would touch every page.
         Coding::Plain(Plane { layout: Layout::InOut, .. }) => out,
-        _ => (BLOCK_BYTES / (input * size_of::<f32>())).max(1).next_multiple_of(ROWS_TOGETHER),
+        _ => block_outputs(input),
     };
     (0..out).step_by(step.max(1)).map(move |first| first..(first + step).min(out))
 }

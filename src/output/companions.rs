@@ -1,14 +1,11 @@
 //! The files beside the weights: config, index, model card, notice, and what is copied from the source.
 
-use std::fs;
-use std::path::Path;
-
-use anyhow::{Context, Result};
+use anyhow::Result;
 use serde_json::{Map, Value, json};
 
 use super::manifest::Origin;
 use super::plan::Plan;
-use crate::checkpoint::INDEX_NAME;
+use crate::checkpoint::{Checkpoint, INDEX_NAME};
 
 /// A small file to be written.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,8 +16,11 @@ pub struct Companion {
     pub contents: Vec<u8>,
 }
 
-/// Largest file that is copied along. Llama 4's `tokenizer.json` has 28 MB.
-const COPIED_BYTES_MAX: u64 = 256 << 20;
+/// Most bytes that are copied along. Llama 4's `tokenizer.json` has 28 MB, and all of its side files 34 MB.
+const COPIED_BYTES_MAX: u64 = 128 << 20;
+
+/// The file that attributes a model to those who made it.
+const NOTICE_NAME: &str = "NOTICE";
 
 /// `model.safetensors.index.json`. SGLang looks for it even if there is one weight file.
 pub fn index(plan: &Plan) -> Companion {
@@ -40,24 +40,25 @@ pub fn pretty(name: &str, document: &Value) -> Companion {
 }
 
 /// Tokenizer, chat template, processor and generation config, licence, use policy: everything in the source's folder
-/// that belongs to the model and is not a weight, an index or about the source itself. Sorted by name.
+/// that belongs to the model and is not a weight, an index or about the source itself; and the notice that every copy
+/// must have. Links that lead out of the folder are refused, as everywhere: a stranger's checkpoint must not bring other
+/// files of the user's along.
 ///
 /// # Errors
-/// A file cannot be read.
-pub fn copied(source: &Path) -> Result<Vec<Companion>> {
-    let context = || format!("reading the folder `{}`", source.display());
+/// A file cannot be read, lies elsewhere, or all together are larger than side files ever are.
+pub fn copied(checkpoint: &Checkpoint) -> Result<Vec<Companion>> {
     let mut files = Vec::new();
-    for entry in fs::read_dir(source).with_context(context)? {
-        let entry = entry.with_context(context)?;
-        let Ok(name) = entry.file_name().into_string() else { continue };
-        // Follows links: in the hub's cache every file is one.
-        let Ok(metadata) = fs::metadata(entry.path()) else { continue };
-        if metadata.is_file() && metadata.len() <= COPIED_BYTES_MAX && belongs(&name) {
-            let contents = fs::read(entry.path()).with_context(|| format!("reading `{}`", entry.path().display()))?;
-            files.push(Companion { name, contents });
-        }
+    let mut left = COPIED_BYTES_MAX;
+    for name in checkpoint.side_names()?.into_iter().filter(|name| belongs(name)) {
+        let Some(contents) = checkpoint.side_file(&name, left)? else { continue };
+        left -= contents.len() as u64;
+        files.push(Companion { name, contents });
     }
-    files.sort_by(|a, b| a.name.cmp(&b.name));
+    let mut notice = checkpoint.side_file(NOTICE_NAME, left)?.unwrap_or_default();
+    if !String::from_utf8_lossy(&notice).contains(NOTICE.trim_end()) {
+        notice.extend_from_slice(NOTICE.as_bytes());
+    }
+    files.push(Companion { name: NOTICE_NAME.into(), contents: notice });
     Ok(files)
 }
 
@@ -76,11 +77,6 @@ fn belongs(name: &str) -> bool {
 const NOTICE: &str = "Llama 4 is licensed under the Llama 4 Community License, \
     Copyright © Meta Platforms, Inc. All Rights Reserved.\n";
 
-/// The `NOTICE` file.
-pub fn notice() -> Companion {
-    Companion { name: "NOTICE".into(), contents: NOTICE.into() }
-}
-
 /// What a model card tells.
 #[derive(Clone, Copy, Debug)]
 pub struct Card<'a> {
@@ -94,11 +90,14 @@ pub struct Card<'a> {
     pub bytes: u64,
     /// Version of l4tool.
     pub tool_version: &'a str,
+    /// Whether the model takes images.
+    pub images: bool,
 }
 
 /// The model card, `README.md`.
 pub fn card(card: &Card<'_>) -> Companion {
-    let Card { origin, schemes, bits_per_weight, bytes, tool_version } = card;
+    let Card { origin, schemes, bits_per_weight, bytes, tool_version, images } = card;
+    let class = if *images { "AutoModelForImageTextToText" } else { "AutoModelForCausalLM" };
     let base_model = origin
         .repo
         .as_ref()
@@ -132,14 +131,14 @@ every file what its SHA-256 is; `l4tool verify` checks both.
 ## Use
 
 ```sh
-vllm serve PATH --max-model-len 131072
+vllm serve PATH
 ```
 
 ```python
-from transformers import AutoModelForImageTextToText, AutoTokenizer
+from transformers import {class}, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained(PATH)
-model = AutoModelForImageTextToText.from_pretrained(PATH, device_map=\"auto\")
+model = {class}.from_pretrained(PATH, device_map=\"auto\")
 ```
 
 ## Licence

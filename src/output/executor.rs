@@ -12,6 +12,7 @@ use std::path::Path;
 use std::sync::OnceLock;
 
 use anyhow::{Context, Result, bail};
+use rustix::io::Errno;
 use xxhash_rust::xxh3::Xxh3;
 
 use super::companions::Companion;
@@ -122,8 +123,8 @@ impl<'a> Target<'a> {
             OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).with_context(context)?;
         file.set_len(plan.bytes).with_context(context)?;
         match rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, plan.bytes) {
-            // A file system that cannot reserve shows a full disk while it is written.
-            Ok(()) | Err(rustix::io::Errno::OPNOTSUPP) => {}
+            // A file system that cannot reserve, or was interrupted, shows a full disk while it is written.
+            Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INTR) => {}
             Err(error) => return Err(io::Error::from(error)).with_context(context),
         }
         Ok(Self { plan, file, hash: FileHash::default() })

@@ -16,11 +16,20 @@ const BASE_BYTES: u64 = 56 << 20;
 /// Room to leave on the disk besides the planned files.
 const DISK_MARGIN_BYTES: u64 = 64 << 20;
 
+/// Most weight files of an output: each stays open while it is filled, and systems commonly allow 1,024 open files.
+const FILES_MAX: usize = 900;
+
 /// Number of workers that threads and memory allow: at least one.
 ///
 /// # Errors
-/// Not even one task fits the memory bound.
+/// There would be too many files, or not even one task fits the memory bound.
 pub fn workers(plan: &Plan, control: &Control<'_>) -> Result<usize> {
+    if plan.files.len() > FILES_MAX {
+        return Err(hint(
+            format!("the output would have {} weight files; the most is {FILES_MAX}", plan.files.len()),
+            "use a larger `--shard-size`",
+        ));
+    }
     let each = plan.memory_min().max(1);
     let fitting = control.memory.saturating_sub(BASE_BYTES) / each;
     if fitting == 0 {

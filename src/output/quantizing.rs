@@ -225,7 +225,10 @@ fn walk(
 
 /// Walks a linear layer's rows, which are outputs.
 fn along_outputs(model: &Llama4, output: &mut Output<'_>, decoded: &mut Vec<u64>) -> Result<()> {
-    let unit = stripe_unit(output.target).max(STRIPE_INPUTS);
+    let unit = match output.target.scheme {
+        Scheme::Fp8Block { rows, .. } => lcm(rows, STRIPE_INPUTS),
+        _ => STRIPE_INPUTS,
+    };
     let row_bytes = output.input * size_of::<f32>();
     let step = (STRIPE_BYTES / row_bytes / unit * unit).max(unit);
     let count = output.outs.len();

@@ -101,8 +101,11 @@ impl Entry {
             (false, None) => return Err("it says neither `scheme` nor `keep = true`".into()),
             (false, Some(name)) => {
                 let scheme = Scheme::parse(&name, self.group_size)?;
-                let asked = self.method.map(|name| name.parse()).transpose()?.or(method);
-                let method = scheme.method(asked)?;
+                let method = match self.method {
+                    Some(name) => scheme.method(Some(name.parse()?))?,
+                    // What applies to all rules is for those that it can apply to.
+                    None => scheme.method(method).or_else(|_| scheme.method(None))?,
+                };
                 Action::Quantize { scheme, method }
             }
         };

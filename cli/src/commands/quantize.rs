@@ -10,7 +10,7 @@ use l4::output::partial::Existing;
 use l4::quant::Method;
 use l4::quant::recipe::Recipe;
 use l4::quant::scheme::Scheme;
-use l4::tasks::quantize::{self, Options, Selection, parse_method, patterns};
+use l4::tasks::quantize::{Job, Options, Selection, parse_method, patterns};
 
 use crate::context::Context;
 use crate::exit::Outcome;
@@ -82,15 +82,17 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: Arguments, context: &Context) -> Result<Outcome> {
     let dry_run = arguments.dry_run;
     let options = arguments.options()?;
+    let job = Job::new(&options)?;
     if dry_run {
-        let report = quantize::dry_run(&options, &context.control())?;
+        let report = job.dry_run(&context.control())?;
         context.print(&report, render::quantize::plan)?;
         return Ok(if report.disk_fits { Outcome::Yes } else { Outcome::No });
     }
-    let report = quantize::run(&options, &context.control())?;
-    for warning in &report.warnings {
+    // Before the work, not after hours of it.
+    for warning in job.warnings() {
         context.note(&format!("warning: {warning}"));
     }
+    let report = job.run(&context.control())?;
     context.print(&report, |report| render::quantize::report(report, context.verbose))?;
     Ok(Outcome::Yes)
 }

@@ -1,5 +1,6 @@
 //! What `verify` tells, as text.
 
+use l4::checkpoint::shown;
 use l4::tasks::verify::Report;
 
 use super::table;
@@ -19,7 +20,7 @@ pub(crate) fn report(report: &Report, color: bool) -> String {
         report.checksums.map_or_else(String::new, |count| format!(", {count} checksums as in the manifest"))
     );
     for note in &report.notes {
-        text += &format!("  note: {note}\n");
+        text += &format!("  note: {}\n", shown(note));
     }
     if !report.layers.is_empty() {
         text.push('\n');
@@ -32,7 +33,7 @@ pub(crate) fn report(report: &Report, color: bool) -> String {
     text += &summary(report);
     for problem in report.problems.iter().take(PROBLEMS_SHOWN) {
         let label = paint("1;31", "problem");
-        text += &format!("{label}: {}: `{}` {}\n", problem.kind, problem.name, problem.message);
+        text += &format!("{label}: {}: `{}` {}\n", problem.kind, shown(&problem.name), shown(&problem.message));
     }
     if let Some(more) = report.problems.len().checked_sub(PROBLEMS_SHOWN + 1) {
         text += &format!("... and {} more problems\n", more + 1);

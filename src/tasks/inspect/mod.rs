@@ -158,7 +158,7 @@ pub fn run(options: &Options) -> Result<Report> {
     let promised = expected(&model.config);
     let components = components(&model);
     let quantization = quantization(&model);
-    let problems = problems(&model, &quantization);
+    let problems = model.problems.clone();
     Ok(Report {
         schema: "l4tool.inspect/1",
         checkpoint: options.source.clone(),
@@ -201,9 +201,9 @@ fn parameters(model: &Llama4, promised: &[Expected], components: &[Component]) -
 }
 
 impl Expected {
-    /// Number of parameters. Two dimensions of a checked config cannot overflow.
+    /// Number of parameters; a config that asks for more than 2^64 gets that many.
     fn numel(&self) -> u64 {
-        self.shape.iter().map(|&n| n as u64).product()
+        self.shape.iter().fold(1, |product: u64, &n| product.saturating_mul(n as u64))
     }
 }
 
@@ -249,19 +249,6 @@ fn quantization(model: &Llama4) -> Quantization {
     let config = model.config.quantization.as_ref();
     let word = |key: &str| Some(config?.get(key)?.as_str()?.to_owned());
     Quantization { method: word("quant_method"), format: word("format"), schemes }
-}
-
-/// The view's problems, and whether config and weights agree on being quantized: an engine goes by the config alone.
-fn problems(model: &Llama4, quantization: &Quantization) -> Vec<Problem> {
-    let mut problems = model.problems.clone();
-    let quantized: u64 = quantization.schemes.values().map(|count| count.weights).sum();
-    let message = match (&model.config.quantization, quantized) {
-        (None, 1..) => format!("is missing in `config.json`, and {quantized} weights are quantized"),
-        (Some(_), 0) => "is in `config.json`, and no weight is quantized".to_owned(),
-        _ => return problems,
-    };
-    problems.push(Problem { kind: ProblemKind::Mismatch, name: "quantization_config".to_owned(), message });
-    problems
 }
 
 fn files(model: &Llama4) -> Vec<FileLine> {

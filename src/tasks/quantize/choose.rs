@@ -5,8 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::{Result, anyhow, bail};
 use regex::Regex;
 
+use crate::checkpoint::shown;
 use crate::error::hint;
 use crate::llama4::{Llama4, ProblemKind, Role, Weight};
+use crate::output::hash::sha256;
 use crate::output::modules::Target;
 use crate::quant::Method;
 use crate::quant::recipe::{Action, Recipe, Rule};
@@ -88,8 +90,11 @@ impl Choice {
             .zip(&targets)
             .map(|(weight, target)| target.map(|target| target.scheme).or(weight.coding.scheme()))
             .collect();
+        refuse_unserved(model, &stored)?;
         warnings.extend(engine_warnings(model, &stored));
-        Ok(Self { targets, stored, warnings, settings: settings(selection) })
+        let mut settings = settings(selection);
+        settings.insert("decisions".into(), digest(&targets));
+        Ok(Self { targets, stored, warnings, settings })
     }
 
     /// One line per scheme: what is stored in it.
@@ -111,11 +116,32 @@ impl Choice {
     }
 }
 
+/// A digest of what was decided for every weight, whatever rules and flags led to it.
+fn digest(targets: &[Option<Target>]) -> String {
+    let line = |target: &Option<Target>| {
+        target.map_or_else(|| "-\n".into(), |target| format!("{} {}\n", target.scheme, target.method))
+    };
+    sha256(targets.iter().map(line).collect::<String>().as_bytes())
+}
+
+/// Refuses a source in which something is quantized that the output's config has to list as not quantized.
+fn refuse_unserved(model: &Llama4, stored: &[Option<Scheme>]) -> Result<()> {
+    let found =
+        model.weights.iter().zip(stored).find(|(weight, scheme)| scheme.is_some() && !can_be_quantized(weight.role));
+    match found {
+        Some((weight, Some(scheme))) => {
+            bail!("`{}` is stored as {scheme} in the source, which no engine serves for it", weight.name)
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Tensors that belong to no weight of the model do not come along.
 fn left_out(model: &Llama4) -> Option<String> {
     let strangers: Vec<_> = model.problems.iter().filter(|problem| problem.kind == ProblemKind::Unexpected).collect();
     let first = strangers.first()?;
-    Some(format!("{} tensors are no part of this model and are left out, such as `{}`", strangers.len(), first.name))
+    let name = shown(&first.name);
+    Some(format!("{} tensors are no part of this model and are left out, such as `{name}`", strangers.len()))
 }
 
 /// Everything as rules: the last that matches decides.

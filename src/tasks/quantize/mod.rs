@@ -50,87 +50,167 @@ pub struct Options {
     pub hash_source: bool,
 }
 
-/// Everything that is known before one weight is read.
-struct Prepared {
+/// A run that is ready to begin: everything that is known before one weight is read.
+#[derive(Debug)]
+pub struct Job<'a> {
+    options: &'a Options,
     model: Llama4,
     choice: Choice,
     plan: Plan,
     companions: Vec<Companion>,
 }
 
-/// Says what [`run`] would do.
-///
-/// # Errors
-/// As [`run`], up to the point where it would write.
-pub fn dry_run(options: &Options, control: &Control<'_>) -> Result<DryRun> {
-    let prepared = prepare(options)?;
-    partial::check_destination(&options.out, prepared.model.checkpoint.folder(), options.existing)?;
-    DryRun::new(options, &prepared.model, &prepared.choice, &prepared.plan, control)
-}
-
-/// Quantizes a checkpoint.
-///
-/// # Errors
-/// The source or the options cannot be used; the output is in the way; the disk is full or too slow to answer; a weight
-/// is NaN or infinite; [`crate::error::Interrupted`] after a safe stop. `out` does not exist then.
-pub fn run(options: &Options, control: &Control<'_>) -> Result<Report> {
-    let began = Instant::now();
-    let prepared = prepare(options)?;
-    let Prepared { model, choice, plan, companions } = &prepared;
-    let identity = identity(options, model, choice);
-    if let Some(finished) = partial::take_published(&options.out, &identity)?
-        && let Some(totals) = executor::totals(plan, &finished)
-    {
-        let weights = report::weights(model, choice, plan, &totals);
-        return Ok(Report::new(options, &prepared, weights, true, began.elapsed()));
-    }
-    partial::check_destination(&options.out, model.checkpoint.folder(), options.existing)?;
-    preflight::workers(plan, control)?;
-    let side_bytes: u64 = companions.iter().map(|file| file.contents.len() as u64).sum();
-    preflight::check_disk(&options.out, plan.bytes() + side_bytes)?;
-    let mut origin = origin::describe(&model.checkpoint);
-    if options.hash_source {
-        origin::hash_files(&mut origin, model.checkpoint.folder(), control)?;
-    }
-    let (partial, finished) = Partial::open(&options.out, &identity, options.existing)?;
-    let filled = match executor::fill(plan, model, &partial, finished, control) {
-        Ok(filled) => filled,
-        Err(error) => {
-            if error.chain().any(|cause| cause.is::<BadWeight>()) {
-                partial.discard();
-            }
-            return Err(error);
+impl<'a> Job<'a> {
+    /// Opens the source, decides for every weight and plans the output.
+    ///
+    /// # Errors
+    /// The source or the options cannot be used.
+    pub fn new(options: &'a Options) -> Result<Self> {
+        let model = Llama4::open(&options.source)?;
+        model.require_complete()?;
+        let choice = Choice::make(&model, &options.selection)?;
+        if !options.requantize {
+            refuse_requantizing(&model, &choice)?;
         }
-    };
-    if let Err(error) = model.checkpoint.unchanged() {
-        // What was read is neither the old source nor the new one.
-        partial.discard();
-        return Err(error.into());
+        let mut builder = PlanBuilder::new(options.shard_bytes_max);
+        plan_weights(&mut builder, &model, &choice.targets)?;
+        let plan = builder.finish()?;
+        let companions = companions(&model, &choice, &plan)?;
+        Ok(Self { options, model, choice, plan, companions })
     }
-    let weights = report::weights(model, choice, plan, &filled.totals);
-    let manifest = manifest(options, &prepared, origin, &filled, &weights);
-    for file in companions.iter().chain([&manifest]) {
-        executor::write_companion(&partial, file)?;
+
+    /// What engines cannot serve, or what a rule could not do.
+    pub fn warnings(&self) -> &[String] {
+        &self.choice.warnings
     }
-    let promised: Vec<_> =
-        model.weights.iter().zip(&choice.stored).map(|(weight, scheme)| (weight.name.as_str(), *scheme)).collect();
-    gate::check(&partial.model(), &promised, control)?;
-    partial.publish(options.existing)?;
-    Ok(Report::new(options, &prepared, weights, filled.resumed > 0, began.elapsed()))
+
+    /// Says what [`Job::run`] would do.
+    ///
+    /// # Errors
+    /// The output is in the way, or the memory bound too small.
+    pub fn dry_run(&self, control: &Control<'_>) -> Result<DryRun> {
+        let Self { options, model, choice, plan, .. } = self;
+        partial::check_destination(&options.out, model.checkpoint.folder(), options.existing)?;
+        DryRun::new(options, model, choice, plan, control)
+    }
+
+    /// Makes the output.
+    ///
+    /// # Errors
+    /// The output is in the way; the disk is full or does not answer; a weight is NaN or infinite;
+    /// [`crate::error::Interrupted`] after a safe stop. The output does not exist then.
+    pub fn run(&self, control: &Control<'_>) -> Result<Report> {
+        let began = Instant::now();
+        let Self { options, model, choice, plan, companions } = self;
+        let identity = self.identity();
+        if self.is_published()
+            && let Some(finished) = partial::take_published(&options.out, &identity)?
+            && let Some(totals) = executor::totals(plan, &finished)
+        {
+            let weights = report::weights(model, choice, plan, &totals);
+            return Ok(Report::new(self, weights, true, began.elapsed()));
+        }
+        partial::check_destination(&options.out, model.checkpoint.folder(), options.existing)?;
+        preflight::workers(plan, control)?;
+        let side_bytes: u64 = companions.iter().map(|file| file.contents.len() as u64).sum();
+        preflight::check_disk(&options.out, plan.bytes() + side_bytes)?;
+        let mut origin = origin::describe(&model.checkpoint);
+        if options.hash_source {
+            origin::hash_files(&mut origin, model.checkpoint.folder(), control)?;
+        }
+        let (partial, finished) = Partial::open(&options.out, &identity, options.existing)?;
+        let filled = match executor::fill(plan, model, &partial, finished, control) {
+            Ok(filled) => filled,
+            Err(error) => {
+                if error.chain().any(|cause| cause.is::<BadWeight>()) {
+                    partial.discard();
+                }
+                return Err(error);
+            }
+        };
+        if let Err(error) = model.checkpoint.unchanged() {
+            // What was read is neither the old source nor the new one.
+            partial.discard();
+            return Err(error.into());
+        }
+        let weights = report::weights(model, choice, plan, &filled.totals);
+        let manifest = self.manifest(origin, &filled, &weights);
+        for file in companions.iter().chain([&manifest]) {
+            executor::write_companion(&partial, file)?;
+        }
+        let promised: Vec<_> =
+            model.weights.iter().zip(&choice.stored).map(|(weight, scheme)| (weight.name.as_str(), *scheme)).collect();
+        gate::check(&partial.model(), &promised, control)?;
+        partial.publish(options.existing)?;
+        Ok(Report::new(self, weights, filled.resumed > 0, began.elapsed()))
+    }
+
+    /// Whether the output that is there was made by this very command.
+    fn is_published(&self) -> bool {
+        let text = std::fs::read(self.options.out.join(MANIFEST_NAME));
+        let manifest = text.ok().and_then(|text| serde_json::from_slice::<Manifest>(&text).ok());
+        !self.options.existing.restart
+            && manifest.is_some_and(|manifest| manifest.tool_version == VERSION && manifest.options == self.settings())
+    }
+
+    /// What decides the bytes of the output.
+    fn identity(&self) -> Identity {
+        let mut identity = self.settings();
+        identity.insert("l4tool version".into(), VERSION.into());
+        for file in self.model.checkpoint.fingerprint().files {
+            let what = format!("{} bytes, header {}, modified {}", file.bytes, file.digest, file.modified_ns);
+            identity.insert(format!("source file {}", file.name), what);
+        }
+        identity
+    }
+
+    /// The options that decide the bytes of the output, by name.
+    fn settings(&self) -> BTreeMap<String, String> {
+        let Self { options, choice, .. } = self;
+        let mut settings = choice.settings.clone();
+        settings.insert("shard size".into(), options.shard_bytes_max.to_string());
+        settings.insert("requantize".into(), options.requantize.to_string());
+        settings.insert("hash source".into(), options.hash_source.to_string());
+        settings
+    }
+
+    fn manifest(&self, source: Origin, filled: &Filled, weights: &[WeightReport]) -> Companion {
+        let Self { plan, companions, .. } = self;
+        let written = plan.files.iter().zip(&filled.digests).map(|(file, digest)| FileRecord {
+            name: file.name.clone(),
+            bytes: file.bytes,
+            sha256: Some(digest.clone()),
+        });
+        let beside = companions.iter().map(|file| FileRecord {
+            name: file.name.clone(),
+            bytes: file.contents.len() as u64,
+            sha256: Some(sha256(&file.contents)),
+        });
+        let mut files: Vec<FileRecord> = written.chain(beside).collect();
+        files.sort_by(|a, b| a.name.cmp(&b.name));
+        let manifest = Manifest {
+            schema: MANIFEST_SCHEMA.into(),
+            tool_version: VERSION.into(),
+            command: "quantize".into(),
+            options: self.settings(),
+            source,
+            files,
+            weights: weights.iter().map(WeightReport::record).collect(),
+        };
+        let document = serde_json::to_value(manifest).expect("a manifest is plain data");
+        companions::pretty(MANIFEST_NAME, &document)
+    }
 }
 
-fn prepare(options: &Options) -> Result<Prepared> {
-    let model = Llama4::open(&options.source)?;
-    model.require_complete()?;
-    let choice = Choice::make(&model, &options.selection)?;
-    if !options.requantize {
-        refuse_requantizing(&model, &choice)?;
-    }
-    let mut builder = PlanBuilder::new(options.shard_bytes_max);
-    plan_weights(&mut builder, &model, &choice.targets)?;
-    let plan = builder.finish()?;
-    let companions = companions(&model, &choice, &plan)?;
-    Ok(Prepared { model, choice, plan, companions })
+/// The version that manifests and model cards name.
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// Quantizes a checkpoint: [`Job::new`] and [`Job::run`].
+///
+/// # Errors
+/// As these.
+pub fn run(options: &Options, control: &Control<'_>) -> Result<Report> {
+    Job::new(options)?.run(control)
 }
 
 fn refuse_requantizing(model: &Llama4, choice: &Choice) -> Result<()> {
@@ -147,75 +227,22 @@ fn refuse_requantizing(model: &Llama4, choice: &Choice) -> Result<()> {
     }
 }
 
-/// What decides the bytes of the output.
-fn identity(options: &Options, model: &Llama4, choice: &Choice) -> Identity {
-    let mut identity = settings(options, choice);
-    identity.insert("l4tool version".into(), env!("CARGO_PKG_VERSION").into());
-    for file in model.checkpoint.fingerprint().files {
-        let what = format!("{} bytes, header {}, modified {}", file.bytes, file.digest, file.modified_ns);
-        identity.insert(format!("source file {}", file.name), what);
-    }
-    identity
-}
-
-/// The options that decide the bytes of the output, by name.
-fn settings(options: &Options, choice: &Choice) -> BTreeMap<String, String> {
-    let mut settings = choice.settings.clone();
-    settings.insert("shard size".into(), options.shard_bytes_max.to_string());
-    settings.insert("requantize".into(), options.requantize.to_string());
-    settings.insert("hash source".into(), options.hash_source.to_string());
-    settings
-}
-
 fn companions(model: &Llama4, choice: &Choice, plan: &Plan) -> Result<Vec<Companion>> {
     let config = quantization_config(model, &choice.stored);
-    let mut files = companions::copied(model.checkpoint.folder()).context("collecting the files beside the weights")?;
+    let mut files = companions::copied(&model.checkpoint).context("collecting the files beside the weights")?;
     files.push(companions::pretty("config.json", &model.config.output_document(Some(config))));
     files.push(companions::index(plan));
-    files.push(companions::notice());
     let origin = origin::describe(&model.checkpoint);
     files.push(companions::card(&Card {
         origin: &origin,
         schemes: &choice.summary(model),
         bits_per_weight: report::bits_per_weight(model, choice, plan),
         bytes: plan.bytes(),
-        tool_version: env!("CARGO_PKG_VERSION"),
+        tool_version: VERSION,
+        images: model.config.vision.is_some(),
     }));
     files.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(files)
-}
-
-fn manifest(
-    options: &Options,
-    prepared: &Prepared,
-    source: Origin,
-    filled: &Filled,
-    weights: &[WeightReport],
-) -> Companion {
-    let Prepared { choice, plan, companions, .. } = prepared;
-    let written = plan.files.iter().zip(&filled.digests).map(|(file, digest)| FileRecord {
-        name: file.name.clone(),
-        bytes: file.bytes,
-        sha256: Some(digest.clone()),
-    });
-    let beside = companions.iter().map(|file| FileRecord {
-        name: file.name.clone(),
-        bytes: file.contents.len() as u64,
-        sha256: Some(sha256(&file.contents)),
-    });
-    let mut files: Vec<FileRecord> = written.chain(beside).collect();
-    files.sort_by(|a, b| a.name.cmp(&b.name));
-    let manifest = Manifest {
-        schema: MANIFEST_SCHEMA.into(),
-        tool_version: env!("CARGO_PKG_VERSION").into(),
-        command: "quantize".into(),
-        options: settings(options, choice),
-        source,
-        files,
-        weights: weights.iter().map(WeightReport::record).collect(),
-    };
-    let document = serde_json::to_value(manifest).expect("a manifest is plain data");
-    companions::pretty(MANIFEST_NAME, &document)
 }
 
 /// Reads a method by its name; `auto` is `None`: the best for each scheme without data.

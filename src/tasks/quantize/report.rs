@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::Result;
 use serde::Serialize;
 
-use super::{Choice, Options, Prepared};
+use super::{Choice, Job, Options};
 use crate::llama4::{Llama4, Role};
 use crate::output::manifest::WeightRecord;
 use crate::output::plan::Plan;
@@ -245,14 +245,8 @@ pub(super) fn bits_per_weight(model: &Llama4, choice: &Choice, plan: &Plan) -> f
 }
 
 impl Report {
-    pub(super) fn new(
-        options: &Options,
-        prepared: &Prepared,
-        weights: Vec<WeightReport>,
-        resumed: bool,
-        elapsed: Duration,
-    ) -> Self {
-        let Prepared { model, choice, plan, .. } = prepared;
+    pub(super) fn new(job: &Job<'_>, weights: Vec<WeightReport>, resumed: bool, elapsed: Duration) -> Self {
+        let Job { options, model, choice, plan, .. } = job;
         let mut total = Errors::default();
         let mut by_layer: BTreeMap<usize, (Errors, Vec<&WeightReport>)> = BTreeMap::new();
         for weight in &weights {

@@ -19,6 +19,9 @@ use crate::model::weights;
 use crate::output::tensor_file::TensorFile;
 use crate::progress::{Control, Unit};
 
+/// Resident memory besides activations and weights: code, catalogue, tokenizer.
+const BASE_BYTES: u64 = 64 << 20;
+
 /// Runs `tokens` through `model`, and through `reference` if there is one.
 pub(super) fn run(
     options: &Options,
@@ -28,7 +31,6 @@ pub(super) fn run(
     control: &Control<'_>,
     report: &mut Report,
 ) -> Result<()> {
-    check_memory(model, reference.is_some(), tokens.len(), control)?;
     let file = options.logits.as_ref().map(|path| logits_file(path, model, tokens)).transpose()?;
     let began = Instant::now();
     let candidate = Forward::new(model, &[tokens.len()])?;
@@ -63,13 +65,26 @@ pub(super) fn run(
     Ok(())
 }
 
-/// Refuses more tokens than fit the memory bound: activations grow with them.
-fn check_memory(model: &Llama4, twice: bool, tokens: usize, control: &Control<'_>) -> Result<()> {
+/// Refuses more tokens than fit the memory bound: activations grow with them. The estimate counts what the largest step of
+/// a layer holds, the largest matrix, and a block of logits.
+pub(super) fn check_memory(
+    model: &Llama4,
+    reference: Option<&Llama4>,
+    tokens: usize,
+    control: &Control<'_>,
+) -> Result<()> {
+    if tokens == 0 {
+        return Ok(());
+    }
     let text = &model.config.text;
     let inner = text.intermediate_size.max(text.intermediate_size_mlp);
-    let width = 6 * text.hidden_size + 3 * inner + 4 * text.num_attention_heads * text.head_dim;
-    let models = if twice { 2 } else { 1 };
-    let needed = (tokens * size_of::<f32>()) as u64 * (width + models * text.hidden_size) as u64;
+    let models = if reference.is_some() { 2 } else { 1 };
+    let logits = models * weights::block_outputs(text.hidden_size);
+    let width = (6 + models) * text.hidden_size + 3 * inner + 4 * text.num_attention_heads * text.head_dim + logits;
+    let activations = tokens as u64 * width as u64 * size_of::<f32>() as u64;
+    // A fused matrix is resident with the one that lies in the same rows.
+    let matrix = 2 * text.intermediate_size as u64 * text.hidden_size as u64 * size_of::<f32>() as u64;
+    let needed = activations.saturating_add(matrix).saturating_add(BASE_BYTES);
     if needed <= control.memory {
         return Ok(());
     }
@@ -157,11 +172,7 @@ impl Token {
         for (&a, &b) in is.iter().zip(wanted) {
             let (a, b) = (f64::from(a), f64::from(b));
             self.weighted_difference += (b - self.wanted.max).exp() * (b - a);
-            let difference = (b - a).abs();
-            // Not `max`, which would pass over a NaN.
-            if difference > self.max_abs_diff || difference.is_nan() {
-                self.max_abs_diff = difference;
-            }
+            self.max_abs_diff = larger(self.max_abs_diff, (b - a).abs());
         }
     }
 
@@ -170,6 +181,11 @@ impl Token {
         let kl = self.weighted_difference / self.wanted.sum - self.wanted.log_sum() + self.is.log_sum();
         if kl < 0.0 { 0.0 } else { kl }
     }
+}
+
+/// The larger of two numbers; NaN is larger than all.
+fn larger(a: f64, b: f64) -> f64 {
+    if a.is_nan() || a > b { a } else { b }
 }
 
 /// Makes the logits of all tokens, block by block, and writes the checkpoint's to `file`.
@@ -244,6 +260,6 @@ fn summarize(stats: &[Token], compared: bool, report: &mut Report) {
         kl_p99: divergences[(count * 99).div_ceil(100) - 1],
         kl_max: divergences[count - 1],
         top1_agreement: same as f64 / count as f64,
-        max_abs_diff: stats.iter().map(|token| token.max_abs_diff).fold(0.0, f64::max),
+        max_abs_diff: stats.iter().map(|token| token.max_abs_diff).fold(0.0, larger),
     });
 }

@@ -1,6 +1,6 @@
 //! One pass over every file of a checkpoint: structure, values, checksums.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 use std::sync::Mutex;
@@ -14,10 +14,13 @@ use crate::error::Interrupted;
 use crate::llama4::tokenizer::TOKENIZER_NAME;
 use crate::llama4::{Llama4, ProblemKind};
 use crate::output::hash::hex;
-use crate::output::manifest::{FileRecord, MANIFEST_NAME, Manifest};
+use crate::output::manifest::{FileRecord, MANIFEST_NAME, MANIFEST_SCHEMA, Manifest};
 use crate::output::origin::hash_file;
 use crate::parallel;
 use crate::progress::{Control, Unit};
+
+/// The largest manifest that is read: Maverick's, with 9,216 experts and more, has 3 MB.
+const MANIFEST_BYTES_MAX: u64 = 256 << 20;
 
 /// Bytes that are judged and hashed before their pages are given back.
 const STRIPE_BYTES: u64 = 4 << 20;
@@ -26,7 +29,7 @@ const STRIPE_BYTES: u64 = 4 << 20;
 pub(super) fn check(model: &Llama4, control: &Control<'_>, report: &mut Report) -> Result<()> {
     structure(model, report);
     side_files(model, report);
-    let manifest = read_manifest(model.checkpoint.folder(), report)?;
+    let manifest = read_manifest(model, report)?;
     let records: &[FileRecord] = manifest.as_ref().map_or(&[], |manifest| &manifest.files);
     let files = model.checkpoint.files();
     let total = files.iter().map(|file| file.bytes).sum();
@@ -85,20 +88,28 @@ fn side_files(model: &Llama4, report: &mut Report) {
     }
 }
 
-fn read_manifest(folder: &Path, report: &mut Report) -> Result<Option<Manifest>> {
-    let path = folder.join(MANIFEST_NAME);
-    if !path.exists() {
+fn read_manifest(model: &Llama4, report: &mut Report) -> Result<Option<Manifest>> {
+    let Some(text) = model.checkpoint.side_file(MANIFEST_NAME, MANIFEST_BYTES_MAX)? else {
         report.notes.push(format!("there is no `{MANIFEST_NAME}`, so checksums were not checked"));
         return Ok(None);
-    }
-    let text = fs::read(&path).with_context(|| format!("reading `{}`", path.display()))?;
-    match serde_json::from_slice(&text) {
-        Ok(manifest) => Ok(Some(manifest)),
+    };
+    let manifest: Manifest = match serde_json::from_slice(&text) {
+        Ok(manifest) => manifest,
         Err(error) => {
             report.problem("checksum", MANIFEST_NAME, format!("is no manifest: {error}"));
-            Ok(None)
+            return Ok(None);
+        }
+    };
+    if manifest.schema != MANIFEST_SCHEMA {
+        report.problem("checksum", MANIFEST_NAME, format!("has the schema {}, not {MANIFEST_SCHEMA}", manifest.schema));
+        return Ok(None);
+    }
+    for file in model.checkpoint.files() {
+        if !manifest.files.iter().any(|record| record.name == file.name && record.sha256.is_some()) {
+            report.problem("checksum", &file.name, "has no checksum in the manifest");
         }
     }
+    Ok(Some(manifest))
 }
 
 /// Walks one file from its first byte to its last, judging values and hashing in the same pass. Also says whether the

@@ -66,15 +66,20 @@ pub fn run(options: &Options, control: &Control<'_>) -> Result<Report> {
         return Err(hint("there is nothing to hold the thresholds against", "name a reference with `--against`"));
     }
     let model = Llama4::open(&options.checkpoint)?;
+    let runs = options.against.is_some() || options.text.is_some() || options.logits.is_some();
+    // What can be refused is refused before hundreds of gigabytes are read.
+    let reference = options.against.as_deref().map(Llama4::open).transpose()?;
+    if let Some(reference) = &reference {
+        check_comparable(&model, reference)?;
+    }
+    let tokens = if runs { tokens(options, &model, reference.as_ref())? } else { Vec::new() };
+    compare::check_memory(&model, reference.as_ref(), tokens.len(), control)?;
+    if let Some(path) = options.logits.as_ref().filter(|path| path.exists()) {
+        return Err(hint(format!("`{}` exists", path.display()), "remove it, or choose another file"));
+    }
     let mut report = Report::new(options);
     files::check(&model, control, &mut report)?;
-    let runs = options.against.is_some() || options.text.is_some() || options.logits.is_some();
     if runs && report.structure_holds() {
-        let reference = options.against.as_deref().map(Llama4::open).transpose()?;
-        if let Some(reference) = &reference {
-            check_comparable(&model, reference)?;
-        }
-        let tokens = tokens(options, &model, reference.as_ref())?;
         let pool = rayon::ThreadPoolBuilder::new().num_threads(control.threads).build().context("starting threads")?;
         pool.install(|| compare::run(options, &model, reference.as_ref(), &tokens, control, &mut report))?;
         report.hold_against(&thresholds);
@@ -100,14 +105,13 @@ fn check_comparable(model: &Llama4, reference: &Llama4) -> Result<()> {
 
 /// The tokens to run: by the checkpoint's tokenizer, or by the reference's if it has none.
 fn tokens(options: &Options, model: &Llama4, reference: Option<&Llama4>) -> Result<Vec<u32>> {
-    let own = Tokenizer::open(model.checkpoint.folder());
+    let own = Tokenizer::of(&model.checkpoint);
     let tokenizer = match (own, reference) {
-        (Err(error), Some(reference)) => Tokenizer::open(reference.checkpoint.folder()).map_err(|_| error)?,
+        (Err(error), Some(reference)) => Tokenizer::of(&reference.checkpoint).map_err(|_| error)?,
         (own, _) => own?,
     };
     let count = if options.tokens == 0 { DEFAULT_TOKENS } else { options.tokens };
-    let mut tokens = tokenizer.encode(options.text.as_deref().unwrap_or(SAMPLE))?;
-    tokens.truncate(count);
+    let tokens = tokenizer.first_tokens(options.text.as_deref().unwrap_or(SAMPLE), count)?;
     if tokens.len() < 2 {
         return Err(hint("the text has fewer than two tokens", "use a longer text, or more `--tokens`"));
     }
