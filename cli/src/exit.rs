@@ -3,11 +3,12 @@
 use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 
-use l4::checkpoint::{FormatError, shown};
+use l4::checkpoint::FormatError;
 use l4::error::{Hint, Interrupted};
 use l4::llama4::config::ConfigError;
 
 use crate::args::{ColorMode, Global};
+use crate::render::printable;
 
 /// The answer of a command that did what it was asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,7 +69,7 @@ pub(crate) fn failure(error: &anyhow::Error, global: &Global) -> ExitCode {
 
 fn push_line(text: &mut String, label: &str, color: &str, message: &str, colored: bool) {
     // Names in messages come from files that may be hostile: no control character of theirs reaches the terminal.
-    let message: String = message.split('\n').map(|line| shown(line).to_string()).collect::<Vec<_>>().join("\n");
+    let message = printable(message);
     if colored {
         *text += &format!("\x1b[{color}m{label}:\x1b[0m {message}\n");
     } else {

@@ -199,7 +199,7 @@ fn outputs_that_are_in_the_way() {
     let foreign = scratch.path("foreign");
     fs::create_dir(&foreign).unwrap();
     fs::write(foreign.join("thesis.txt"), "years of work").unwrap();
-    run(&mut quantize(&source, &foreign, "--int4 --force")).refused(&["foreign` is no checkpoint", "hint:"]);
+    run(&mut quantize(&source, &foreign, &format!("{INT4} --force"))).refused(&["foreign` is no checkpoint", "hint:"]);
     assert!(foreign.join("thesis.txt").exists());
     run(&mut quantize(&source, &file.join("out"), INT4)).refused(&["file/out"]);
     let dangling = scratch.path("dangling");

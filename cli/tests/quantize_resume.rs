@@ -154,6 +154,7 @@ fn killed_at_the_steps_of_publication_gives_the_same_bytes() {
     for round in 0..6 {
         let out = subject.scratch.path(&format!("forced{round}"));
         fs::create_dir(&out).unwrap();
+        fs::write(out.join("config.json"), "{}").unwrap();
         (0..200).for_each(|file| fs::write(out.join(format!("old{file}")), "old").unwrap());
         let mut child = start(&mut quantize(&subject.source, &out, &forced));
         wait_until(&mut child, || out.join("l4tool.manifest.json").exists());

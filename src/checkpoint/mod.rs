@@ -289,13 +289,6 @@ impl Checkpoint {
         map.release(range, edges);
     }
 
-    /// Gives the memory of every file back, as [`Checkpoint::release`] does for one range.
-    pub fn release_all(&self) {
-        for (map, file) in self.maps.iter().zip(&self.files) {
-            map.release(0..file.bytes, Edges::Drop);
-        }
-    }
-
     /// Asks the operating system to begin reading a range of a tensor. Does not wait for it.
     ///
     /// # Panics

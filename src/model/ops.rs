@@ -1,8 +1,7 @@
-//! The row-wise steps of a layer, over many rows in parallel, and the dense feed-forward network.
+//! The row-wise steps of a layer, over many rows in parallel.
 //!
 //! Shapes are in the comments; knows no file and no config.
 
-use super::linear::Linear;
 use crate::kernels::rows;
 use rayon::prelude::*;
 
@@ -44,27 +43,4 @@ pub fn add(x: &mut [f32], y: &[f32]) {
     x.par_chunks_mut(PIECE).zip(y.par_chunks(PIECE)).for_each(|(x, y)| {
         x.iter_mut().zip(y).for_each(|(x, y)| *x += y);
     });
-}
-
-/// The three matrices of a SwiGLU network.
-#[derive(Clone, Copy)]
-pub struct Mlp<'a> {
-    /// `hidden -> intermediate`.
-    pub gate: Linear<'a>,
-    /// `hidden -> intermediate`.
-    pub up: Linear<'a>,
-    /// `intermediate -> hidden`.
-    pub down: Linear<'a>,
-}
-
-impl Mlp<'_> {
-    /// `down(silu(gate(x)) * up(x))` for `x` `[rows, hidden]`.
-    ///
-    /// # Panics
-    /// If `x` is not a whole number of rows.
-    pub fn map(&self, x: &[f32]) -> Vec<f32> {
-        let mut inner = self.gate.map(x);
-        silu_mul(&mut inner, &self.up.map(x));
-        self.down.map(&inner)
-    }
 }

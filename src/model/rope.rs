@@ -90,3 +90,42 @@ impl RopeTable {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Scout's parameters, and a set with a middle band between short and long waves: `ROPE_INIT_FUNCTIONS["llama3"]` of
+    /// `transformers` 5.17 printed these.
+    #[test]
+    fn frequencies_agree_with_transformers() {
+        let options = |factor, high, positions| RopeOptions {
+            head_dim: 128,
+            theta: 500_000.0,
+            scaling: Some(Scaling {
+                factor,
+                low_freq_factor: 1.0,
+                high_freq_factor: high,
+                original_positions: positions,
+            }),
+        };
+        let scout = [(0, 1.0), (1, 0.8146172165870667), (10, 0.12868738174438477), (33, 0.001152042648755014)];
+        let scout_long = [(34, 0.0009384738514199853), (35, 4.778106085723266e-05), (63, 1.5344629389346665e-07)];
+        check_frequencies(&options(16.0, 1.0, 8192.0), &scout);
+        check_frequencies(&options(16.0, 1.0, 8192.0), &scout_long);
+        let band = [(28, 0.0032114461064338684), (29, 0.0021665706299245358), (31, 0.0008567514596506953)];
+        let band_long = [(33, 0.0003126936999029398), (34, 0.0001785077911335975), (35, 9.556212171446532e-05)];
+        check_frequencies(&options(8.0, 4.0, 8192.0), &band);
+        check_frequencies(&options(8.0, 4.0, 8192.0), &band_long);
+    }
+
+    fn check_frequencies(options: &RopeOptions, expected: &[(usize, f64)]) {
+        let got = frequencies(options);
+        assert_eq!(got.len(), 64);
+        for &(index, expected) in expected {
+            // One unit in the last place of a float32 and a half.
+            let error = (f64::from(got[index]) - expected).abs() / expected;
+            assert!(error < 1.8e-7, "frequency {index} is {}, not {expected}", got[index]);
+        }
+    }
+}

@@ -207,6 +207,12 @@ fn walk(
     inputs: &Range<usize>,
     mut step: impl FnMut(usize, &mut Output<'_>, &Block<'_>, &Piece) -> Result<()>,
 ) -> Result<()> {
+    // The disk reads the next stripe while this one is worked on.
+    let next = inputs.end..(inputs.end + inputs.len()).min(outputs[0].input);
+    if !next.is_empty() {
+        let plane = plane(outputs[0].weight);
+        model.checkpoint.will_need(plane.tensor, in_out_bytes(&plane, &next, &outputs[0].outs));
+    }
     for (index, output) in outputs.iter_mut().enumerate() {
         let plane = plane(output.weight);
         let range = in_out_bytes(&plane, inputs, &output.outs);
@@ -235,6 +241,10 @@ fn along_outputs(model: &Llama4, output: &mut Output<'_>, decoded: &mut Vec<u64>
     for first in (0..count).step_by(step) {
         let piece = Piece { outs: first..(first + step).min(count), inputs: 0..output.input };
         let rows = output.outs.start + piece.outs.start..output.outs.start + piece.outs.end;
+        let next = rows.end..(rows.end + rows.len()).min(output.outs.end);
+        if let (Coding::Plain(plane), false) = (output.weight.coding, next.is_empty()) {
+            model.checkpoint.will_need(plane.tensor, linear_bytes(&plane, &next));
+        }
         let block = linear_block(model, output.weight, &rows, decoded);
         let mut quantize = || {
             if output.needs_maxima() {

@@ -6,3 +6,9 @@ mod table;
 pub(crate) mod verify;
 
 pub(crate) use table::table;
+
+/// `text` with its control characters spelled out, except for line breaks.
+pub(crate) fn printable(text: &str) -> String {
+    let spell = |c: char| if c.is_control() && c != '\n' { c.escape_default().to_string() } else { c.to_string() };
+    text.chars().map(spell).collect()
+}

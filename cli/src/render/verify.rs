@@ -1,9 +1,8 @@
 //! What `verify` tells, as text.
 
-use l4::checkpoint::shown;
 use l4::tasks::verify::Report;
 
-use super::table;
+use super::{printable, table};
 use crate::size::{binary, decimal, grouped};
 
 /// Problems that are listed; the rest are counted. `--json` has them all.
@@ -20,7 +19,7 @@ pub(crate) fn report(report: &Report, color: bool) -> String {
         report.checksums.map_or_else(String::new, |count| format!(", {count} checksums as in the manifest"))
     );
     for note in &report.notes {
-        text += &format!("  note: {}\n", shown(note));
+        text += &format!("  note: {}\n", printable(note));
     }
     if !report.layers.is_empty() {
         text.push('\n');
@@ -33,7 +32,7 @@ pub(crate) fn report(report: &Report, color: bool) -> String {
     text += &summary(report);
     for problem in report.problems.iter().take(PROBLEMS_SHOWN) {
         let label = paint("1;31", "problem");
-        text += &format!("{label}: {}: `{}` {}\n", problem.kind, shown(&problem.name), shown(&problem.message));
+        text += &format!("{label}: {}: `{}` {}\n", problem.kind, printable(&problem.name), printable(&problem.message));
     }
     if let Some(more) = report.problems.len().checked_sub(PROBLEMS_SHOWN + 1) {
         text += &format!("... and {} more problems\n", more + 1);

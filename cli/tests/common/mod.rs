@@ -109,7 +109,7 @@ impl Done {
     #[track_caller]
     pub(crate) fn refused(self, words: &[&str]) -> Self {
         assert_eq!(self.code, Some(2), "{}{}", self.stdout, self.stderr);
-        assert!(self.stderr.starts_with("error: "), "{}", self.stderr);
+        assert!(format!("\n{}", self.stderr).contains("\nerror: "), "{}", self.stderr);
         assert!(self.stdout.is_empty(), "{}", self.stdout);
         for word in words {
             assert!(self.stderr.contains(word), "no `{word}` in: {}", self.stderr);

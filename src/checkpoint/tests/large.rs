@@ -110,7 +110,7 @@ fn memory_is_taken_by_touching_and_given_back_by_release() {
     assert_eq!(resident(&path), 0);
     assert_eq!(checkpoint.range(1, 0..2), [0, 0]);
     assert_ne!(resident(&path), 0);
-    checkpoint.release_all();
+    checkpoint.release(1, 0..4 * MIB, Edges::Drop);
     assert_eq!(resident(&path), 0);
 }
 

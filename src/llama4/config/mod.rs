@@ -35,14 +35,6 @@ pub enum Model {
 }
 
 impl Model {
-    /// What the names of the text model's tensors begin with: they go on with `model.` or `lm_head.`.
-    pub fn text_prefix(self) -> &'static str {
-        match self {
-            Self::Multimodal => "language_model.",
-            Self::TextOnly => "",
-        }
-    }
-
     /// The class in transformers, as `architectures` spells it.
     pub fn architecture(self) -> &'static str {
         match self {

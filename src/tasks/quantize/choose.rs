@@ -93,7 +93,7 @@ impl Choice {
         refuse_unserved(model, &stored)?;
         warnings.extend(engine_warnings(model, &stored));
         let mut settings = settings(selection);
-        settings.insert("decisions".into(), digest(&targets));
+        settings.insert("weights".into(), digest(&targets));
         Ok(Self { targets, stored, warnings, settings })
     }
 

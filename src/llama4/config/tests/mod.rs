@@ -30,7 +30,6 @@ fn reads_the_published_style() {
     let scout = parse(SCOUT).unwrap();
     let text = &scout.text;
     assert_eq!((scout.model, scout.dtype), (Model::Multimodal, Some(Dtype::BF16)));
-    assert_eq!(scout.model.text_prefix(), "language_model.");
     assert_eq!((text.hidden_size, text.num_hidden_layers, text.vocab_size), (5120, 48, 202_048));
     assert_eq!((text.num_attention_heads, text.num_key_value_heads, text.head_dim), (40, 8, 128));
     assert_eq!((text.intermediate_size, text.intermediate_size_mlp), (8192, 16_384));
@@ -90,7 +89,6 @@ fn both_styles_mean_the_same() {
         let text_only = parse(text_only).unwrap();
         assert_eq!(text_only.text, published.text);
         assert_eq!((text_only.model, text_only.dtype), (Model::TextOnly, Some(Dtype::BF16)));
-        assert_eq!(text_only.model.text_prefix(), "");
         assert!(text_only.vision.is_none() && text_only.image_tokens.is_none());
     }
 }

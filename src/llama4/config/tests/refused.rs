@@ -42,7 +42,7 @@ const REFUSED: &[(&str, &str, &str)] = &[
     (
         "/text_config/num_local_experts",
         "65537",
-        ", field `text_config.num_local_experts`: `65537` is not a whole number from 1 to 65536",
+        ", field `text_config.num_local_experts`: `65537` is not a whole number from 1 to 2730",
     ),
     (
         "/text_config/num_experts_per_tok",
