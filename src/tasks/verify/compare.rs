@@ -19,22 +19,39 @@ use crate::model::weights;
 use crate::output::tensor_file::TensorFile;
 use crate::progress::{Control, Unit};
 
-/// Runs `tokens` through `model`, and through `reference` if there is one.
-pub(super) fn run(
+/// What a run needs, and what can refuse it before anything is read.
+pub(super) struct Prepared {
+    tokens: Vec<u32>,
+    logits: Option<TensorFile>,
+}
+
+/// Prepares to run `tokens`, through two models if `twice`.
+pub(super) fn prepare(
     options: &Options,
     model: &Llama4,
+    twice: bool,
+    tokens: Vec<u32>,
+    control: &Control<'_>,
+) -> Result<Prepared> {
+    check_memory(model, twice, tokens.len(), control)?;
+    let logits = options.logits.as_ref().map(|path| logits_file(path, model, &tokens)).transpose()?;
+    Ok(Prepared { tokens, logits })
+}
+
+/// Runs the tokens through `model`, and through `reference` if there is one.
+pub(super) fn run(
+    prepared: Prepared,
+    model: &Llama4,
     reference: Option<&Llama4>,
-    tokens: &[u32],
     control: &Control<'_>,
     report: &mut Report,
 ) -> Result<()> {
-    check_memory(model, reference.is_some(), tokens.len(), control)?;
-    let file = options.logits.as_ref().map(|path| logits_file(path, model, tokens)).transpose()?;
+    let Prepared { tokens, logits: file } = prepared;
     let began = Instant::now();
     let candidate = Forward::new(model, &[tokens.len()])?;
     let reference = reference.map(|model| Forward::new(model, &[tokens.len()])).transpose()?;
-    let mut hidden = candidate.embed(tokens)?;
-    let mut wanted = reference.as_ref().map(|reference| reference.embed(tokens)).transpose()?;
+    let mut hidden = candidate.embed(&tokens)?;
+    let mut wanted = reference.as_ref().map(|reference| reference.embed(&tokens)).transpose()?;
     control.progress.start("running the model", candidate.layers() as u64 + 1, 0, Unit::Layers);
     for layer in 0..candidate.layers() {
         if control.stop_requested() {
@@ -52,7 +69,8 @@ pub(super) fn run(
         }
         control.progress.advance(1);
     }
-    let stats = logits(&candidate, &hidden, reference.as_ref().zip(wanted.as_deref()), tokens, file.as_ref(), control)?;
+    let stats =
+        logits(&candidate, &hidden, reference.as_ref().zip(wanted.as_deref()), &tokens, file.as_ref(), control)?;
     control.progress.finish();
     if let Some(file) = file {
         file.finish()?;
@@ -157,10 +175,7 @@ impl Token {
         for (&a, &b) in is.iter().zip(wanted) {
             let (a, b) = (f64::from(a), f64::from(b));
             self.weighted_difference += (b - self.wanted.max).exp() * (b - a);
-            // Not `max`, which would pass over a NaN.
-            if !((b - a).abs() <= self.max_abs_diff) {
-                self.max_abs_diff = (b - a).abs();
-            }
+            self.max_abs_diff = max_or_nan(self.max_abs_diff, (b - a).abs());
         }
     }
 
@@ -169,6 +184,11 @@ impl Token {
         let kl = self.weighted_difference / self.wanted.sum - self.wanted.log_sum() + self.is.log_sum();
         if kl < 0.0 { 0.0 } else { kl }
     }
+}
+
+/// The larger one; NaN as soon as one of them is, which `f64::max` would pass over.
+fn max_or_nan(a: f64, b: f64) -> f64 {
+    if a.is_nan() || a > b { a } else { b }
 }
 
 /// Makes the logits of all tokens, block by block, and writes the checkpoint's to `file`.
@@ -199,10 +219,10 @@ fn logits(
             }
         }
         stats.par_iter_mut().enumerate().for_each(|(row, token)| {
-            let block = |logits: &Vec<f32>| row * width..(row + 1) * width.min(logits.len());
+            let block = row * width..(row + 1) * width;
             let next = tokens.get(row + 1).map(|&token| token as usize);
-            let wanted = wanted.as_ref().map(|wanted| &wanted[block(wanted)]);
-            token.add(outs.start, &is[block(&is)], wanted, next);
+            let wanted = wanted.as_ref().map(|wanted| &wanted[block.clone()]);
+            token.add(outs.start, &is[block], wanted, next);
         });
     }
     control.progress.advance(1);
@@ -243,6 +263,6 @@ fn summarize(stats: &[Token], compared: bool, report: &mut Report) {
         kl_p99: divergences[(count * 99).div_ceil(100) - 1],
         kl_max: divergences[count - 1],
         top1_agreement: same as f64 / count as f64,
-        max_abs_diff: stats.iter().map(|token| token.max_abs_diff).fold(0.0, f64::max),
+        max_abs_diff: stats.iter().map(|token| token.max_abs_diff).fold(0.0, max_or_nan),
     });
 }

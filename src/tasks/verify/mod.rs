@@ -66,17 +66,25 @@ pub fn run(options: &Options, control: &Control<'_>) -> Result<Report> {
         return Err(hint("there is nothing to hold the thresholds against", "name a reference with `--against`"));
     }
     let model = Llama4::open(&options.checkpoint)?;
+    // What can be refused is refused before hours of reading.
+    let reference = options.against.as_deref().map(Llama4::open).transpose()?;
+    if let Some(reference) = &reference {
+        check_comparable(&model, reference)?;
+        reference.require_complete()?;
+    }
+    let runs = reference.is_some() || options.text.is_some() || options.logits.is_some();
+    let prepared = match runs && model.require_complete().is_ok() {
+        true => {
+            let tokens = tokens(options, &model, reference.as_ref())?;
+            Some(compare::prepare(options, &model, reference.is_some(), tokens, control)?)
+        }
+        false => None,
+    };
     let mut report = Report::new(options);
     files::check(&model, control, &mut report)?;
-    let runs = options.against.is_some() || options.text.is_some() || options.logits.is_some();
-    if runs && report.structure_holds() {
-        let reference = options.against.as_deref().map(Llama4::open).transpose()?;
-        if let Some(reference) = &reference {
-            check_comparable(&model, reference)?;
-        }
-        let tokens = tokens(options, &model, reference.as_ref())?;
+    if let Some(prepared) = prepared {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(control.threads).build().context("starting threads")?;
-        pool.install(|| compare::run(options, &model, reference.as_ref(), &tokens, control, &mut report))?;
+        pool.install(|| compare::run(prepared, &model, reference.as_ref(), control, &mut report))?;
         report.hold_against(&thresholds);
     }
     report.finish(began.elapsed());
