@@ -172,6 +172,7 @@ fn distances_are_what_plain_arithmetic_says() {
     }
     // No router comes before what was quantized first.
     assert_eq!(layers[0]["router_agreement"], 1.0);
+    assert!(layers.iter().any(|layer| layer["router_agreement"] != 1.0));
 }
 
 #[test]

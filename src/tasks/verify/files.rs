@@ -137,7 +137,7 @@ fn check_file(
                 sha.update(bytes);
             }
             if broken.is_none() {
-                let offset = start * 8 / tensors[id].dtype.bits() as u64;
+                let offset = start * 8 / tensors[id].dtype.bits();
                 broken = expectation.broken(bytes).map(|(element, what)| (offset + element as u64, what));
             }
             control.progress.advance(bytes.len() as u64);
