@@ -22,21 +22,39 @@ use crate::progress::{Control, Unit};
 /// Resident memory besides activations and weights: code, catalogue, tokenizer.
 const BASE_BYTES: u64 = 64 << 20;
 
-/// Runs `tokens` through `model`, and through `reference` if there is one.
-pub(super) fn run(
+/// What a run needs, and what can refuse it before anything is read.
+pub(super) struct Prepared {
+    tokens: Vec<u32>,
+    logits: Option<TensorFile>,
+}
+
+/// Prepares to run `tokens`, through two models if `twice`.
+pub(super) fn prepare(
     options: &Options,
     model: &Llama4,
+    twice: bool,
+    tokens: Vec<u32>,
+    control: &Control<'_>,
+) -> Result<Prepared> {
+    check_memory(model, twice, tokens.len(), control)?;
+    let logits = options.logits.as_ref().map(|path| logits_file(path, model, &tokens)).transpose()?;
+    Ok(Prepared { tokens, logits })
+}
+
+/// Runs the tokens through `model`, and through `reference` if there is one.
+pub(super) fn run(
+    prepared: Prepared,
+    model: &Llama4,
     reference: Option<&Llama4>,
-    tokens: &[u32],
     control: &Control<'_>,
     report: &mut Report,
 ) -> Result<()> {
-    let file = options.logits.as_ref().map(|path| logits_file(path, model, tokens)).transpose()?;
+    let Prepared { tokens, logits: file } = prepared;
     let began = Instant::now();
     let candidate = Forward::new(model, &[tokens.len()])?;
     let reference = reference.map(|model| Forward::new(model, &[tokens.len()])).transpose()?;
-    let mut hidden = candidate.embed(tokens)?;
-    let mut wanted = reference.as_ref().map(|reference| reference.embed(tokens)).transpose()?;
+    let mut hidden = candidate.embed(&tokens)?;
+    let mut wanted = reference.as_ref().map(|reference| reference.embed(&tokens)).transpose()?;
     control.progress.start("running the model", candidate.layers() as u64 + 1, 0, Unit::Layers);
     for layer in 0..candidate.layers() {
         if control.stop_requested() {
@@ -54,7 +72,8 @@ pub(super) fn run(
         }
         control.progress.advance(1);
     }
-    let stats = logits(&candidate, &hidden, reference.as_ref().zip(wanted.as_deref()), tokens, file.as_ref(), control)?;
+    let stats =
+        logits(&candidate, &hidden, reference.as_ref().zip(wanted.as_deref()), &tokens, file.as_ref(), control)?;
     control.progress.finish();
     if let Some(file) = file {
         file.finish()?;
@@ -67,21 +86,13 @@ pub(super) fn run(
 
 /// Refuses more tokens than fit the memory bound: activations grow with them. The estimate counts what the largest step of
 /// a layer holds, the largest matrix, and a block of logits.
-pub(super) fn check_memory(
-    model: &Llama4,
-    reference: Option<&Llama4>,
-    tokens: usize,
-    control: &Control<'_>,
-) -> Result<()> {
-    if tokens == 0 {
-        return Ok(());
-    }
+fn check_memory(model: &Llama4, twice: bool, tokens: usize, control: &Control<'_>) -> Result<()> {
     let text = &model.config.text;
     let inner = text.intermediate_size.max(text.intermediate_size_mlp);
-    let models = if reference.is_some() { 2 } else { 1 };
+    let models = if twice { 2 } else { 1 };
     let logits = models * weights::block_outputs(text.hidden_size);
     let width = (6 + models) * text.hidden_size + 3 * inner + 4 * text.num_attention_heads * text.head_dim + logits;
-    let activations = tokens as u64 * width as u64 * size_of::<f32>() as u64;
+    let activations = (tokens as u64).saturating_mul(width as u64 * size_of::<f32>() as u64);
     // A fused matrix is resident with the one that lies in the same rows.
     let matrix = 2 * text.intermediate_size as u64 * text.hidden_size as u64 * size_of::<f32>() as u64;
     let needed = activations.saturating_add(matrix).saturating_add(BASE_BYTES);
@@ -172,7 +183,7 @@ impl Token {
         for (&a, &b) in is.iter().zip(wanted) {
             let (a, b) = (f64::from(a), f64::from(b));
             self.weighted_difference += (b - self.wanted.max).exp() * (b - a);
-            self.max_abs_diff = larger(self.max_abs_diff, (b - a).abs());
+            self.max_abs_diff = max_or_nan(self.max_abs_diff, (b - a).abs());
         }
     }
 
@@ -183,8 +194,8 @@ impl Token {
     }
 }
 
-/// The larger of two numbers; NaN is larger than all.
-fn larger(a: f64, b: f64) -> f64 {
+/// The larger one; NaN as soon as one of them is, which `f64::max` would pass over.
+fn max_or_nan(a: f64, b: f64) -> f64 {
     if a.is_nan() || a > b { a } else { b }
 }
 
@@ -216,10 +227,10 @@ fn logits(
             }
         }
         stats.par_iter_mut().enumerate().for_each(|(row, token)| {
-            let block = |logits: &Vec<f32>| row * width..(row + 1) * width.min(logits.len());
+            let block = row * width..(row + 1) * width;
             let next = tokens.get(row + 1).map(|&token| token as usize);
-            let wanted = wanted.as_ref().map(|wanted| &wanted[block(wanted)]);
-            token.add(outs.start, &is[block(&is)], wanted, next);
+            let wanted = wanted.as_ref().map(|wanted| &wanted[block.clone()]);
+            token.add(outs.start, &is[block], wanted, next);
         });
     }
     control.progress.advance(1);
@@ -260,6 +271,6 @@ fn summarize(stats: &[Token], compared: bool, report: &mut Report) {
         kl_p99: divergences[(count * 99).div_ceil(100) - 1],
         kl_max: divergences[count - 1],
         top1_agreement: same as f64 / count as f64,
-        max_abs_diff: stats.iter().map(|token| token.max_abs_diff).fold(0.0, larger),
+        max_abs_diff: stats.iter().map(|token| token.max_abs_diff).fold(0.0, max_or_nan),
     });
 }

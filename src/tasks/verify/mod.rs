@@ -54,35 +54,54 @@ pub struct Thresholds {
     pub max_ppl_increase: Option<f64>,
 }
 
+impl Thresholds {
+    /// Refuses limits that would say nothing.
+    fn check(&self, compared: bool) -> Result<()> {
+        let limits = [self.max_kl, self.min_top1, self.max_ppl_increase];
+        if !compared && limits.iter().any(Option::is_some) {
+            return Err(hint("there is nothing to hold the thresholds against", "name a reference with `--against`"));
+        }
+        if limits.iter().flatten().any(|limit| limit.is_nan()) {
+            return Err(hint("a threshold is not a number", "everything would be within it; give a number"));
+        }
+        match self.min_top1 {
+            Some(share) if !(0.0..=1.0).contains(&share) => Err(hint(
+                format!("the threshold {share} is no share of tokens"),
+                "`--min-top1` goes from 0 to 1: 0.9 stands for 90 %",
+            )),
+            _ => Ok(()),
+        }
+    }
+}
+
 /// Verifies a checkpoint.
 ///
 /// # Errors
 /// It cannot be opened or read, or not be compared with the reference; a problem that is found is in the report instead.
 pub fn run(options: &Options, control: &Control<'_>) -> Result<Report> {
     let began = Instant::now();
-    let thresholds = options.thresholds;
-    let limits = [thresholds.max_kl, thresholds.min_top1, thresholds.max_ppl_increase];
-    if options.against.is_none() && limits.iter().any(Option::is_some) {
-        return Err(hint("there is nothing to hold the thresholds against", "name a reference with `--against`"));
-    }
+    options.thresholds.check(options.against.is_some())?;
     let model = Llama4::open(&options.checkpoint)?;
-    let runs = options.against.is_some() || options.text.is_some() || options.logits.is_some();
-    // What can be refused is refused before hundreds of gigabytes are read.
+    // What can be refused is refused before hours of reading.
     let reference = options.against.as_deref().map(Llama4::open).transpose()?;
     if let Some(reference) = &reference {
         check_comparable(&model, reference)?;
+        reference.require_complete()?;
     }
-    let tokens = if runs { tokens(options, &model, reference.as_ref())? } else { Vec::new() };
-    compare::check_memory(&model, reference.as_ref(), tokens.len(), control)?;
-    if let Some(path) = options.logits.as_ref().filter(|path| path.exists()) {
-        return Err(hint(format!("`{}` exists", path.display()), "remove it, or choose another file"));
-    }
+    let runs = reference.is_some() || options.text.is_some() || options.logits.is_some();
+    let prepared = match runs && model.require_complete().is_ok() {
+        true => {
+            let tokens = tokens(options, &model, reference.as_ref())?;
+            Some(compare::prepare(options, &model, reference.is_some(), tokens, control)?)
+        }
+        false => None,
+    };
     let mut report = Report::new(options);
     files::check(&model, control, &mut report)?;
-    if runs && report.structure_holds() {
+    if let Some(prepared) = prepared {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(control.threads).build().context("starting threads")?;
-        pool.install(|| compare::run(options, &model, reference.as_ref(), &tokens, control, &mut report))?;
-        report.hold_against(&thresholds);
+        pool.install(|| compare::run(prepared, &model, reference.as_ref(), control, &mut report))?;
+        report.hold_against(&options.thresholds);
     }
     report.finish(began.elapsed());
     Ok(report)

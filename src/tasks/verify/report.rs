@@ -119,11 +119,6 @@ impl Report {
         self.problems.push(Finding { kind, name: name.into(), message: message.into() });
     }
 
-    /// Whether the model can be run at all.
-    pub(super) fn structure_holds(&self) -> bool {
-        !self.problems.iter().any(|problem| matches!(problem.kind, "missing" | "mismatch"))
-    }
-
     /// Turns what exceeds a threshold into problems. What is not a number exceeds every threshold.
     pub(super) fn hold_against(&mut self, thresholds: &Thresholds) {
         let mut exceeded = Vec::new();
