@@ -134,8 +134,9 @@ impl<'a> Target<'a> {
         self.file.write_all_at(bytes, offset).with_context(|| format!("writing `{}` at {offset}", self.plan.name))
     }
 
-    fn finished(&self, start: u64, end: u64) -> Result<()> {
-        self.hash.finished(&self.file, start, end).with_context(|| format!("reading back `{}`", self.plan.name))
+    /// Hashes what was written, as far as the file is complete up to there.
+    fn hash(&self, offset: u64, bytes: &[u8]) -> Result<()> {
+        self.hash.written(&self.file, offset, bytes).with_context(|| format!("reading back `{}`", self.plan.name))
     }
 }
 
@@ -144,12 +145,12 @@ impl Run<'_> {
     fn write_literals(&self) -> Result<()> {
         for target in &self.targets {
             target.write(&target.plan.header, 0)?;
-            target.finished(0, target.plan.header.len() as u64)?;
+            target.hash(0, &target.plan.header)?;
             for &id in &target.plan.tensors {
                 let tensor = &self.plan.tensors[id];
                 if let Some(contents) = &tensor.literal {
                     target.write(contents, tensor.offset)?;
-                    target.finished(tensor.offset, tensor.offset + tensor.bytes)?;
+                    target.hash(tensor.offset, contents)?;
                 }
             }
         }
@@ -172,7 +173,7 @@ impl Run<'_> {
         parallel::for_each(known.len(), self.control.threads, self.control, chunk, |chunk, index| {
             let Finished { task, digest, totals } = &known[index];
             if self.digest_on_disk(*task, chunk)? == *digest && self.totals[*task].set(totals.clone()).is_ok() {
-                self.mark_finished(*task)?;
+                self.hash_found(*task)?;
             }
             self.control.progress.advance(bytes(*task));
             Ok(())
@@ -204,17 +205,21 @@ impl Run<'_> {
     fn perform(&self, index: usize, buffers: &mut Buffers) -> Result<()> {
         let task: &Task = &self.plan.tasks[index];
         let totals = task.work.run(self.model, &task.writes, buffers).map_err(|error| self.locate(task, error))?;
+        let results = task.work.results(self.model, buffers, &task.writes);
         let mut digest = Xxh3::new();
-        for (region, bytes) in task.writes.iter().zip(task.work.results(self.model, buffers, &task.writes)) {
+        for (region, bytes) in task.writes.iter().zip(&results) {
             assert_eq!(bytes.len() as u64, region.bytes, "`{}`", self.plan.tensors[region.tensor].name);
             let (file, offset) = self.plan.place(region);
             self.targets[file].write(bytes, offset)?;
             digest.update(bytes);
         }
-        task.work.release(self.model);
         self.partial.journal.append(&Finished { task: index, digest: digest.digest(), totals: totals.clone() })?;
         self.totals[index].set(totals).expect("a task runs once");
-        self.mark_finished(index)?;
+        for (region, bytes) in task.writes.iter().zip(&results) {
+            let (file, offset) = self.plan.place(region);
+            self.targets[file].hash(offset, bytes)?;
+        }
+        task.work.release(self.model);
         self.control.progress.advance(task.source_bytes);
         Ok(())
     }
@@ -232,10 +237,15 @@ impl Run<'_> {
         })
     }
 
-    fn mark_finished(&self, task: usize) -> Result<()> {
+    /// Hashes what an earlier run wrote.
+    fn hash_found(&self, task: usize) -> Result<()> {
         for region in &self.plan.tasks[task].writes {
             let (file, start) = self.plan.place(region);
-            self.targets[file].finished(start, start + region.bytes)?;
+            let target = &self.targets[file];
+            target
+                .hash
+                .found(&target.file, start, start + region.bytes)
+                .with_context(|| format!("reading back `{}`", target.plan.name))?;
         }
         Ok(())
     }

@@ -1,8 +1,8 @@
 //! SHA-256 of an output file while its parts are still being written out of order.
 //!
 //! The digest must be what `sha256sum` prints, so the bytes have to pass in order. Whoever finishes a part marks it; if
-//! the part lies at the frontier, that thread hashes on from there as far as finished parts reach, reading back what was
-//! just written. Nobody waits: a thread that finds another one hashing leaves its part to it.
+//! the part lies at the frontier, that thread hashes it, and on from there as far as finished parts reach, reading back what
+//! others have written. Nobody waits: a thread that finds another one hashing leaves its part to it.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -37,15 +37,45 @@ impl Default for FileHash {
 }
 
 impl FileHash {
-    /// Marks `start..end` as written, and hashes on if that is possible now.
+    /// Marks the part that begins at `start` and holds `bytes` as written, and hashes on if that is possible now.
     ///
     /// # Errors
     /// The file cannot be read back.
-    pub fn finished(&self, file: &File, start: u64, end: u64) -> Result<()> {
-        if start == end {
-            return Ok(());
+    pub fn written(&self, file: &File, start: u64, bytes: &[u8]) -> Result<()> {
+        let mut state = self.lock();
+        match state.sha.take() {
+            // It is the next one: no need to read back what is at hand.
+            Some(mut sha) if state.frontier == start => {
+                drop(state);
+                sha.update(bytes);
+                state = self.lock();
+                state.frontier = start + bytes.len() as u64;
+                state.sha = Some(sha);
+            }
+            sha => {
+                state.sha = sha;
+                if !bytes.is_empty() {
+                    state.parts.insert(start, start + bytes.len() as u64);
+                }
+            }
         }
-        self.lock().parts.insert(start, end);
+        drop(state);
+        self.go_on(file)
+    }
+
+    /// As [`FileHash::written`], for a part that an earlier run has written.
+    ///
+    /// # Errors
+    /// The file cannot be read back.
+    pub fn found(&self, file: &File, start: u64, end: u64) -> Result<()> {
+        if start < end {
+            self.lock().parts.insert(start, end);
+        }
+        self.go_on(file)
+    }
+
+    /// Hashes from the frontier as far as finished parts reach, unless another thread does.
+    fn go_on(&self, file: &File) -> Result<()> {
         loop {
             let (from, to, mut sha) = {
                 let mut state = self.lock();
@@ -106,7 +136,7 @@ mod tests {
 
     #[test]
     fn parts_in_any_order_give_the_digest_of_the_whole() {
-        let content: Vec<u8> = (0..3_000_000_u32).map(|i| ((i * 7) >> 3) as u8).collect();
+        let content: Vec<u8> = (0..3_000_000_u32).map(|i| (i * 7 >> 3) as u8).collect();
         let file = tempfile::tempfile().unwrap();
         file.write_all_at(&content, 0).unwrap();
         let cuts = [0, 10, 1_000_000, 1_000_001, 2_500_000, 3_000_000_u64];
@@ -114,7 +144,12 @@ mod tests {
             let hash = FileHash::default();
             for part in order {
                 assert_eq!(hash.digest(3_000_000), None);
-                hash.finished(&file, cuts[part], cuts[part + 1]).unwrap();
+                let (start, end) = (cuts[part], cuts[part + 1]);
+                if part % 2 == 0 {
+                    hash.written(&file, start, &content[start as usize..end as usize]).unwrap();
+                } else {
+                    hash.found(&file, start, end).unwrap();
+                }
             }
             assert_eq!(hash.digest(3_000_000).unwrap(), sha256(&content));
         }
