@@ -9,7 +9,8 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{OnceLock, mpsc};
 
 use anyhow::{Context, Result, bail};
 use rustix::io::Errno;
@@ -31,6 +32,9 @@ use crate::quant::Errors;
 /// Bytes that are read at a time to see whether finished work is still there.
 const RECHECK_BYTES: usize = 1 << 20;
 
+/// Bytes of a file that are written before they are sent to the disk.
+const FLUSH_BYTES: u64 = 128 << 20;
+
 /// What a finished run of a plan leaves to report.
 #[derive(Debug)]
 pub struct Filled {
@@ -47,6 +51,8 @@ struct Target<'a> {
     plan: &'a OutFile,
     file: File,
     hash: FileHash,
+    /// Bytes written since the file was last handed to the flusher.
+    unsynced: AtomicU64,
 }
 
 /// Fills every file of `plan` inside `partial`, going on from `finished`.
@@ -71,10 +77,7 @@ pub fn fill(
     let pending: Vec<usize> = (0..plan.tasks.len()).filter(|&task| run.totals[task].get().is_none()).collect();
     let done_bytes = plan.source_bytes() - pending.iter().map(|&task| plan.tasks[task].source_bytes).sum::<u64>();
     control.progress.start("writing", plan.source_bytes(), done_bytes, Unit::Bytes);
-    let workers = preflight::workers(plan, control)?;
-    parallel::for_each(pending.len(), workers, control, Buffers::default, |buffers, index| {
-        run.perform(pending[index], buffers)
-    })?;
+    run.perform_all(&pending)?;
     control.progress.finish();
     run.close(kept)
 }
@@ -127,11 +130,15 @@ impl<'a> Target<'a> {
             Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INTR) => {}
             Err(error) => return Err(io::Error::from(error)).with_context(context),
         }
-        Ok(Self { plan, file, hash: FileHash::default() })
+        Ok(Self { plan, file, hash: FileHash::default(), unsynced: AtomicU64::new(0) })
     }
 
     fn write(&self, bytes: &[u8], offset: u64) -> Result<()> {
         self.file.write_all_at(bytes, offset).with_context(|| format!("writing `{}` at {offset}", self.plan.name))
+    }
+
+    fn sync(&self) -> Result<()> {
+        self.file.sync_all().with_context(|| format!("syncing `{}`", self.plan.name))
     }
 
     /// Hashes what was written, as far as the file is complete up to there.
@@ -201,8 +208,25 @@ impl Run<'_> {
         Ok(digest.digest())
     }
 
-    /// Computes one task, writes it and records it.
-    fn perform(&self, index: usize, buffers: &mut Buffers) -> Result<()> {
+    /// Performs the pending tasks while a thread of its own sends what was written to the disk, so that little is left for
+    /// the last sync.
+    fn perform_all(&self, pending: &[usize]) -> Result<()> {
+        let workers = preflight::workers(self.plan, self.control)?;
+        let (full, requests) = mpsc::channel();
+        std::thread::scope(|scope| {
+            let flusher = scope.spawn(|| requests.into_iter().try_for_each(|file: usize| self.targets[file].sync()));
+            let result =
+                parallel::for_each(pending.len(), workers, self.control, Buffers::default, |buffers, index| {
+                    self.perform(pending[index], buffers, &full)
+                });
+            drop(full);
+            // An error of the disk is told once: what the flusher was told, the last sync is not.
+            result.and(flusher.join().expect("the flusher does not panic"))
+        })
+    }
+
+    /// Computes one task, writes it and records it. Tells `full` of a file that has much to be sent to the disk.
+    fn perform(&self, index: usize, buffers: &mut Buffers, full: &mpsc::Sender<usize>) -> Result<()> {
         let task: &Task = &self.plan.tasks[index];
         let totals = task.work.run(self.model, &task.writes, buffers).map_err(|error| self.locate(task, error))?;
         let results = task.work.results(self.model, buffers, &task.writes);
@@ -210,7 +234,13 @@ impl Run<'_> {
         for (region, bytes) in task.writes.iter().zip(&results) {
             assert_eq!(bytes.len() as u64, region.bytes, "`{}`", self.plan.tensors[region.tensor].name);
             let (file, offset) = self.plan.place(region);
-            self.targets[file].write(bytes, offset)?;
+            let target = &self.targets[file];
+            target.write(bytes, offset)?;
+            if target.unsynced.fetch_add(region.bytes, Ordering::Relaxed) >= FLUSH_BYTES {
+                target.unsynced.store(0, Ordering::Relaxed);
+                // The flusher has gone if it met an error, which it reports itself.
+                let _ = full.send(file);
+            }
             digest.update(bytes);
         }
         self.partial.journal.append(&Finished { task: index, digest: digest.digest(), totals: totals.clone() })?;
@@ -259,7 +289,7 @@ impl Run<'_> {
             let Some(digest) = target.hash.digest(target.plan.bytes) else {
                 bail!("`{name}`: the plan's tasks do not cover the file; this is a bug in l4tool");
             };
-            target.file.sync_all().with_context(|| format!("syncing `{name}`"))?;
+            target.sync()?;
             self.control.progress.advance(target.plan.bytes);
             digests.push(digest);
         }
