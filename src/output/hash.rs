@@ -136,7 +136,7 @@ mod tests {
 
     #[test]
     fn parts_in_any_order_give_the_digest_of_the_whole() {
-        let content: Vec<u8> = (0..3_000_000_u32).map(|i| (i * 7 >> 3) as u8).collect();
+        let content: Vec<u8> = (0..3_000_000_u32).map(|i| ((i * 7) >> 3) as u8).collect();
         let file = tempfile::tempfile().unwrap();
         file.write_all_at(&content, 0).unwrap();
         let cuts = [0, 10, 1_000_000, 1_000_001, 2_500_000, 3_000_000_u64];

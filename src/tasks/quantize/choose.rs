@@ -248,6 +248,7 @@ fn engine_warnings(model: &Llama4, stored: &[Option<Scheme>]) -> Vec<String> {
             .push(format!("layers.{layer}.{modules} are {}; vLLM fuses them and serves one scheme", spell(schemes)));
     }
     warnings.extend(attention_warning(model, stored));
+    warnings.extend(block_warning(model, stored));
     let odd: BTreeSet<usize> = stored
         .iter()
         .filter_map(|scheme| match scheme {
@@ -257,6 +258,21 @@ fn engine_warnings(model: &Llama4, stored: &[Option<Scheme>]) -> Vec<String> {
         .collect();
     warnings.extend(odd.iter().map(|size| format!("vLLM's INT4 kernels know groups of 32, 64 and 128, not of {size}")));
     warnings
+}
+
+/// With FP8 blocks activations are quantized in groups as wide as a block, which has to divide them: transformers 5.17 fails
+/// in its first forward pass otherwise.
+fn block_warning(model: &Llama4, stored: &[Option<Scheme>]) -> Option<String> {
+    model.weights.iter().zip(stored).find_map(|(weight, scheme)| {
+        let (_, input) = weight.matrix();
+        match scheme {
+            Some(Scheme::Fp8Block { cols, .. }) if !input.is_multiple_of(*cols) => Some(format!(
+                "`{}` has {input} inputs, and engines quantize activations for FP8 blocks in groups of {cols}",
+                weight.name
+            )),
+            _ => None,
+        }
+    })
 }
 
 /// vLLM and SGLang permute the rows of `q_proj` and `k_proj` while loading, but not everything that belongs to them.
