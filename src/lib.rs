@@ -18,6 +18,8 @@ pub mod checkpoint;
 pub mod llama4;
 
 pub mod model;
+
+pub mod calibration;
 pub mod output;
 
 pub mod tasks;
