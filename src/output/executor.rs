@@ -3,6 +3,8 @@
 //! Workers take tasks in order, compute into their own buffers, write at known offsets, record the task in the journal
 //! and hash on. A worker holds one task at a time, so resident memory is bounded by the number of workers times the largest
 //! task; how many there are is all that the memory bound decides. A stop is obeyed between tasks.
+//!
+//! A [`Run`] may be performed in stages, where what one task needs to know follows from what others have written.
 
 use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions};
@@ -13,14 +15,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{OnceLock, mpsc};
 
 use anyhow::{Context, Result, bail};
+use rayon::prelude::*;
 use rustix::io::Errno;
 use xxhash_rust::xxh3::Xxh3;
 
 use super::companions::Companion;
+use super::evidence::{Evidence, Nothing};
 use super::hash::FileHash;
 use super::journal::Finished;
 use super::partial::Partial;
-use super::plan::{OutFile, Plan, Task};
+use super::plan::{OutFile, Plan, Region, Task};
 use super::preflight;
 use super::work::{BadWeight, Buffers};
 use crate::error::Hint;
@@ -55,31 +59,12 @@ struct Target<'a> {
     unsynced: AtomicU64,
 }
 
-/// Fills every file of `plan` inside `partial`, going on from `finished`.
+/// Performs every task of an open run that is not finished.
 ///
 /// # Errors
-/// [`Interrupted`](crate::error::Interrupted) after a safe stop; [`BadWeight`] if a weight cannot be used; otherwise what the disk or
-/// the source refused, with the name of the file or the weight.
-pub fn fill(
-    plan: &Plan,
-    model: &Llama4,
-    partial: &Partial,
-    finished: Vec<Finished>,
-    control: &Control<'_>,
-) -> Result<Filled> {
-    let folder = partial.model();
-    remove_strangers(&folder, plan)?;
-    let targets = plan.files.iter().map(|file| Target::create(&folder, file)).collect::<Result<Vec<_>>>()?;
-    let run =
-        Run { plan, model, partial, targets, totals: plan.tasks.iter().map(|_| OnceLock::new()).collect(), control };
-    run.write_literals()?;
-    let kept = run.recheck(finished)?;
-    let pending: Vec<usize> = (0..plan.tasks.len()).filter(|&task| run.totals[task].get().is_none()).collect();
-    let done_bytes = plan.source_bytes() - pending.iter().map(|&task| plan.tasks[task].source_bytes).sum::<u64>();
-    control.progress.start("writing", plan.source_bytes(), done_bytes, Unit::Bytes);
-    run.perform_all(&pending)?;
-    control.progress.finish();
-    run.close(kept)
+/// As [`Run::perform`].
+pub fn fill(run: &Run<'_>) -> Result<()> {
+    run.perform(&Vec::from_iter(0..run.plan.tasks.len()), &Nothing)
 }
 
 /// The error sums of every task, if all of them are among `finished`.
@@ -108,12 +93,15 @@ fn remove_strangers(folder: &Path, plan: &Plan) -> Result<()> {
     Ok(())
 }
 
-struct Run<'a> {
+/// A plan being filled inside the partial folder.
+pub struct Run<'a> {
     plan: &'a Plan,
     model: &'a Llama4,
     partial: &'a Partial,
     targets: Vec<Target<'a>>,
     totals: Vec<OnceLock<Vec<Errors>>>,
+    /// Tasks that an earlier run had finished.
+    kept: usize,
     control: &'a Control<'a>,
 }
 
@@ -147,7 +135,84 @@ impl<'a> Target<'a> {
     }
 }
 
-impl Run<'_> {
+impl<'a> Run<'a> {
+    /// Opens every file of `plan` inside `partial`, and finds out what of `finished` is still there.
+    ///
+    /// # Errors
+    /// The disk refuses; [`Interrupted`](crate::error::Interrupted) after a safe stop.
+    pub fn open(
+        plan: &'a Plan,
+        model: &'a Llama4,
+        partial: &'a Partial,
+        finished: Vec<Finished>,
+        control: &'a Control<'a>,
+    ) -> Result<Self> {
+        let folder = partial.model();
+        remove_strangers(&folder, plan)?;
+        let targets = plan.files.iter().map(|file| Target::create(&folder, file)).collect::<Result<Vec<_>>>()?;
+        let totals = plan.tasks.iter().map(|_| OnceLock::new()).collect();
+        let mut run = Self { plan, model, partial, targets, totals, kept: 0, control };
+        run.write_literals()?;
+        run.kept = run.recheck(finished)?;
+        Ok(run)
+    }
+
+    /// The plan.
+    pub fn plan(&self) -> &'a Plan {
+        self.plan
+    }
+
+    /// The source.
+    pub fn model(&self) -> &'a Llama4 {
+        self.model
+    }
+
+    /// Whether a task is finished.
+    pub fn is_finished(&self, task: usize) -> bool {
+        self.totals[task].get().is_some()
+    }
+
+    /// Performs those of `tasks` that are not finished, by as many workers as the memory bound allows.
+    ///
+    /// # Errors
+    /// [`Interrupted`](crate::error::Interrupted) after a safe stop; [`BadWeight`] if a weight cannot be used; otherwise what
+    /// the disk or the source refused, with the name of the file or the weight.
+    pub fn perform(&self, tasks: &[usize], evidence: &dyn Evidence) -> Result<()> {
+        let bytes = |tasks: &[usize]| tasks.iter().map(|&task| self.plan.tasks[task].source_bytes).sum::<u64>();
+        let pending: Vec<usize> = tasks.iter().copied().filter(|&task| !self.is_finished(task)).collect();
+        let total = bytes(tasks);
+        self.control.progress.start("writing", total, total - bytes(&pending), Unit::Bytes);
+        self.perform_all(&pending, evidence)?;
+        self.control.progress.finish();
+        Ok(())
+    }
+
+    /// Performs those of `tasks` that are not finished in the current rayon pool, `at_once` of them at the same time at most.
+    ///
+    /// # Errors
+    /// As [`Run::perform`], but for the stop, which the caller looks out for.
+    pub fn perform_in_pool(&self, tasks: &[usize], at_once: usize, evidence: &dyn Evidence) -> Result<()> {
+        let pending: Vec<usize> = tasks.iter().copied().filter(|&task| !self.is_finished(task)).collect();
+        for tasks in pending.chunks(at_once.max(1)) {
+            tasks
+                .par_iter()
+                .try_for_each(|&task| self.compute(task, &mut Buffers::default(), evidence, &mut |_| ()))?;
+        }
+        Ok(())
+    }
+
+    /// Reads back what a task has written: `start..` of a region, as many bytes as `to` has.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn read_back(&self, region: &Region, start: u64, to: &mut [u8]) -> Result<()> {
+        assert!(start + to.len() as u64 <= region.bytes, "inside the region");
+        let (file, offset) = self.plan.place(region);
+        let target = &self.targets[file];
+        let context = || format!("reading back `{}`", target.plan.name);
+        target.file.read_exact_at(to, offset + start).with_context(context)
+    }
+
     /// Writes headers and the tensors whose contents the plan holds.
     fn write_literals(&self) -> Result<()> {
         for target in &self.targets {
@@ -210,14 +275,17 @@ impl Run<'_> {
 
     /// Performs the pending tasks while a thread of its own sends what was written to the disk, so that little is left for
     /// the last sync.
-    fn perform_all(&self, pending: &[usize]) -> Result<()> {
+    fn perform_all(&self, pending: &[usize], evidence: &dyn Evidence) -> Result<()> {
         let workers = preflight::workers(self.plan, self.control)?;
         let (full, requests) = mpsc::channel();
         std::thread::scope(|scope| {
             let flusher = scope.spawn(|| requests.into_iter().try_for_each(|file: usize| self.targets[file].sync()));
             let result =
                 parallel::for_each(pending.len(), workers, self.control, Buffers::default, |buffers, index| {
-                    self.perform(pending[index], buffers, &full)
+                    // The flusher has gone if it met an error, which it reports itself.
+                    self.compute(pending[index], buffers, evidence, &mut |file| drop(full.send(file)))?;
+                    self.control.progress.advance(self.plan.tasks[pending[index]].source_bytes);
+                    Ok(())
                 });
             drop(full);
             // An error of the disk is told once: what the flusher was told, the last sync is not.
@@ -226,9 +294,16 @@ impl Run<'_> {
     }
 
     /// Computes one task, writes it and records it. Tells `full` of a file that has much to be sent to the disk.
-    fn perform(&self, index: usize, buffers: &mut Buffers, full: &mpsc::Sender<usize>) -> Result<()> {
+    fn compute(
+        &self,
+        index: usize,
+        buffers: &mut Buffers,
+        evidence: &dyn Evidence,
+        full: &mut dyn FnMut(usize),
+    ) -> Result<()> {
         let task: &Task = &self.plan.tasks[index];
-        let totals = task.work.run(self.model, &task.writes, buffers).map_err(|error| self.locate(task, error))?;
+        let totals =
+            task.work.run(self.model, &task.writes, buffers, evidence).map_err(|error| self.locate(task, error))?;
         let results = task.work.results(self.model, buffers, &task.writes);
         let mut digest = Xxh3::new();
         for (region, bytes) in task.writes.iter().zip(&results) {
@@ -238,8 +313,7 @@ impl Run<'_> {
             target.write(bytes, offset)?;
             if target.unsynced.fetch_add(region.bytes, Ordering::Relaxed) >= FLUSH_BYTES {
                 target.unsynced.store(0, Ordering::Relaxed);
-                // The flusher has gone if it met an error, which it reports itself.
-                let _ = full.send(file);
+                full(file);
             }
             digest.update(bytes);
         }
@@ -250,7 +324,6 @@ impl Run<'_> {
             self.targets[file].hash(offset, bytes)?;
         }
         task.work.release(self.model);
-        self.control.progress.advance(task.source_bytes);
         Ok(())
     }
 
@@ -280,8 +353,11 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Syncs every file and collects the digests.
-    fn close(self, resumed: usize) -> Result<Filled> {
+    /// Syncs every file and collects the digests. Every task must have been performed.
+    ///
+    /// # Errors
+    /// The disk refuses.
+    pub fn close(self) -> Result<Filled> {
         let mut digests = Vec::with_capacity(self.targets.len());
         self.control.progress.start("syncing", self.plan.bytes(), 0, Unit::Bytes);
         for target in &self.targets {
@@ -294,6 +370,7 @@ impl Run<'_> {
             digests.push(digest);
         }
         self.control.progress.finish();
+        let resumed = self.kept;
         let totals = self.totals.into_iter().map(|totals| totals.into_inner().expect("every task ran")).collect();
         Ok(Filled { totals, digests, resumed })
     }

@@ -10,7 +10,7 @@ use std::path::Path;
 use anyhow::Result;
 
 use super::companions::{self, Companion};
-use super::executor::{self, Filled};
+use super::executor::{self, Filled, Run};
 use super::hash::sha256;
 use super::journal::Identity;
 use super::manifest::{FileRecord, MANIFEST_NAME, MANIFEST_SCHEMA, Manifest, Origin, VERSION, WeightRecord};
@@ -74,6 +74,20 @@ impl Job<'_> {
         records: impl FnOnce(&[Vec<Errors>]) -> Vec<WeightRecord>,
         control: &Control<'_>,
     ) -> Result<Done> {
+        self.run_staged(promised, executor::fill, records, control)
+    }
+
+    /// [`Job::run`] with `perform` performing the tasks, all of them, as it sees fit.
+    ///
+    /// # Errors
+    /// As [`Job::run`], and what `perform` gives.
+    pub fn run_staged(
+        &self,
+        promised: &[(&str, Option<Scheme>)],
+        perform: impl FnOnce(&Run<'_>) -> Result<()>,
+        records: impl FnOnce(&[Vec<Errors>]) -> Vec<WeightRecord>,
+        control: &Control<'_>,
+    ) -> Result<Done> {
         let identity = self.identity();
         if self.is_published()
             && let Some(finished) = partial::take_published(self.out, &identity)?
@@ -90,7 +104,12 @@ impl Job<'_> {
             origin::hash_files(&mut source, self.model.checkpoint.folder(), control)?;
         }
         let (partial, finished) = Partial::open(self.out, &identity, self.existing)?;
-        let filled = match executor::fill(self.plan, self.model, &partial, finished, control) {
+        let filled = || -> Result<Filled> {
+            let run = Run::open(self.plan, self.model, &partial, finished, control)?;
+            perform(&run)?;
+            run.close()
+        };
+        let filled = match filled() {
             Ok(filled) => filled,
             Err(error) => {
                 if error.chain().any(|cause| cause.is::<BadWeight>()) {

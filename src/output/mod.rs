@@ -5,6 +5,7 @@
 //! command: `quantize`, `convert` and `repack` are ways to make a plan. Only this layer creates files.
 
 pub mod companions;
+pub mod evidence;
 pub mod executor;
 pub mod gate;
 pub mod hash;
@@ -21,6 +22,7 @@ pub mod quantization_config;
 mod quantizing;
 pub mod tensor_file;
 pub mod work;
+pub mod written;
 
 #[cfg(test)]
 mod tests;

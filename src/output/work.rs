@@ -8,6 +8,7 @@ use std::ops::Range;
 
 use anyhow::Result;
 
+use super::evidence::Evidence;
 use super::modules::Target;
 use super::plan::Region;
 use super::quantizing;
@@ -194,7 +195,8 @@ impl Work {
                 let sums = parts.iter().map(|part| 40 * part.outs.len() as u64).sum::<u64>();
                 let zero_points: u64 = parts.iter().map(|part| quantizing::zero_point_bytes(model, part)).sum();
                 let rows = quantizing::stripe_rows_min(parts);
-                stripe(parts[0].weight, rows) + sums + zero_points
+                let solving = parts.iter().map(|part| quantizing::solving_bytes(model, part)).max().unwrap_or(0);
+                stripe(parts[0].weight, rows) + sums + zero_points + solving
             }
         }
     }
@@ -203,7 +205,13 @@ impl Work {
     ///
     /// # Errors
     /// [`BadWeight`], if a value is not finite or too large.
-    pub fn run(&self, model: &Llama4, writes: &[Region], buffers: &mut Buffers) -> Result<Vec<Errors>> {
+    pub(super) fn run(
+        &self,
+        model: &Llama4,
+        writes: &[Region],
+        buffers: &mut Buffers,
+        evidence: &dyn Evidence,
+    ) -> Result<Vec<Errors>> {
         match self {
             Self::Copy { tensor, range, float } => {
                 check_finite(model, *tensor, range.clone(), *float)?;
@@ -216,7 +224,7 @@ impl Work {
             }
             Self::Quantize(parts) => {
                 let (slots, decoded) = buffers.prepare(writes);
-                quantizing::run(model, parts, slots, decoded)
+                quantizing::run(model, parts, slots, decoded, evidence)
             }
         }
     }

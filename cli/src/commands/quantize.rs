@@ -124,13 +124,14 @@ impl Arguments {
             _ => bail!("name a scheme: --int4, --fp8, --scheme NAME or --recipe FILE"),
         };
         let scheme = Scheme::parse(name, self.group_size).map_err(Error::msg)?;
-        let method = scheme.method(method).map_err(Error::msg)?;
+        let method = scheme.method(method, false).map_err(Error::msg)?;
         Ok(Selection::Uniform { scheme, method, include: patterns("--include", &self.include)?, exclude })
     }
 
     fn recipe(&self, path: &std::path::Path, method: Option<Method>, exclude: Vec<regex::Regex>) -> Result<Selection> {
         let text = std::fs::read_to_string(path).with_context(|| format!("reading the recipe `{}`", path.display()))?;
-        let recipe = Recipe::parse(&text, method).map_err(|error| anyhow!("the recipe `{}`: {error}", path.display()));
+        let recipe =
+            Recipe::parse(&text, method, false).map_err(|error| anyhow!("the recipe `{}`: {error}", path.display()));
         let recipe =
             recipe.map_err(|error| hint(error.to_string(), "docs/recipes.md shows how a recipe is written"))?;
         Ok(Selection::Recipe { recipe, sha256: sha256(text.as_bytes()), exclude })
