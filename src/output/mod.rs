@@ -6,6 +6,7 @@
 
 pub mod companions;
 pub mod executor;
+pub mod file;
 pub mod gate;
 pub mod hash;
 mod header;
