@@ -7,6 +7,7 @@
 pub mod companions;
 pub mod evidence;
 pub mod executor;
+pub mod file;
 pub mod gate;
 pub mod hash;
 mod header;

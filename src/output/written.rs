@@ -145,8 +145,6 @@ impl Piece<'_, '_, '_> {
         let all = &self.quantized.outs;
         let row = region.bytes / all.len().div_ceil(together) as u64;
         let (first, end) = ((self.outs.start - all.start) / together, (self.outs.end - all.start).div_ceil(together));
-        let mut bytes = vec![0; (end - first) * row as usize];
-        self.written.run.read_back(region, first as u64 * row, &mut bytes)?;
-        Ok(bytes)
+        self.written.run.read_back(region, first as u64 * row..end as u64 * row)
     }
 }
