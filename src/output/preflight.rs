@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use serde::Serialize;
 
-use super::file::BOUNCE_BYTES;
+pub use super::file::BOUNCE_BYTES;
 use super::partial::{self, nearest_existing};
 use super::plan::Plan;
 use crate::error::hint;
@@ -13,7 +13,7 @@ use crate::progress::Control;
 
 /// Resident memory that the process needs besides its tasks: code, allocator, the plan and the catalogue of a
 /// checkpoint of Maverick's size (measured: 24 MiB for the former, 25 MiB for 39,000 output tensors).
-const BASE_BYTES: u64 = 56 << 20;
+pub const BASE_BYTES: u64 = 56 << 20;
 
 /// Room to leave on the disk besides the planned files.
 const DISK_MARGIN_BYTES: u64 = 64 << 20;

@@ -10,7 +10,7 @@ use l4::output::partial::Existing;
 use l4::quant::Method;
 use l4::quant::recipe::Recipe;
 use l4::quant::scheme::Scheme;
-use l4::tasks::quantize::{Job, Options, Selection, parse_method, patterns};
+use l4::tasks::quantize::{CalibrationOptions, Job, Options, Selection, parse_method, patterns};
 
 use crate::context::Context;
 use crate::exit::Outcome;
@@ -40,7 +40,7 @@ pub(crate) struct Arguments {
     /// FP8 weights per channel, FP8 activations per token (the scheme fp8-dynamic)
     #[arg(long)]
     fp8: bool,
-    /// One of w4a16, w4a16-asym, fp8-dynamic, fp8-block
+    /// One of w4a16, w4a16-asym, fp8-dynamic, fp8-block, fp8-static (with --data)
     #[arg(long, value_name = "NAME")]
     scheme: Option<String>,
     /// Rules for which weight gets which scheme (TOML; see docs/recipes.md)
@@ -49,9 +49,28 @@ pub(crate) struct Arguments {
     /// Inputs that share a scale, for INT4 [default: 128]
     #[arg(long, value_name = "N")]
     group_size: Option<usize>,
-    /// How scales are chosen: rtn, search, or auto (search for INT4, rtn for FP8)
+    /// How weights are rounded: rtn, search, gptq (with --data), or auto (INT4: gptq with data, search without; FP8: rtn)
     #[arg(long, value_name = "NAME", default_value = "auto")]
     method: String,
+    /// Text to calibrate with: files of plain text
+    #[arg(long, value_name = "FILE", num_args = 1.., help_heading = "Calibration")]
+    data: Vec<PathBuf>,
+    /// Most sequences of calibration data that are used
+    #[arg(long, value_name = "N", default_value_t = 512, help_heading = "Calibration")]
+    samples: usize,
+    /// Tokens of a sequence of calibration data
+    #[arg(long, value_name = "N", default_value_t = 2048, help_heading = "Calibration")]
+    seq_len: usize,
+    /// For gptq: added to the diagonal of the second moments, as a share of its mean
+    #[arg(long, value_name = "SHARE", default_value_t = 0.01, help_heading = "Calibration")]
+    damping: f64,
+    /// Experts with fewer tokens than this are judged by the other experts' tokens of their layer too [default: twice the
+    /// model's hidden size]
+    #[arg(long, value_name = "N", help_heading = "Calibration")]
+    expert_tokens: Option<usize>,
+    /// For how many tokens the layer's count then [default: half the model's hidden size]
+    #[arg(long, value_name = "N", help_heading = "Calibration")]
+    shrink: Option<f64>,
     /// Quantize the weights whose logical names match, instead of the default set; may be repeated
     #[arg(long, value_name = "REGEX")]
     include: Vec<String>,
@@ -100,6 +119,14 @@ pub(crate) fn run(arguments: Arguments, context: &Context) -> Result<Outcome> {
 impl Arguments {
     fn options(self) -> Result<Options> {
         let selection = self.selection()?;
+        let calibration = self.has_data().then(|| CalibrationOptions {
+            data: self.data.clone(),
+            samples: self.samples,
+            seq_len: self.seq_len,
+            damping: self.damping,
+            expert_tokens: self.expert_tokens,
+            shrink: self.shrink,
+        });
         Ok(Options {
             source: self.checkpoint,
             out: self.output,
@@ -108,7 +135,12 @@ impl Arguments {
             existing: Existing { force: self.force, restart: self.restart },
             requantize: self.requantize,
             hash_source: self.hash_source,
+            calibration,
         })
+    }
+
+    fn has_data(&self) -> bool {
+        !self.data.is_empty()
     }
 
     fn selection(&self) -> Result<Selection> {
@@ -124,14 +156,14 @@ impl Arguments {
             _ => bail!("name a scheme: --int4, --fp8, --scheme NAME or --recipe FILE"),
         };
         let scheme = Scheme::parse(name, self.group_size).map_err(Error::msg)?;
-        let method = scheme.method(method, false).map_err(Error::msg)?;
+        let method = scheme.method(method, self.has_data()).map_err(Error::msg)?;
         Ok(Selection::Uniform { scheme, method, include: patterns("--include", &self.include)?, exclude })
     }
 
     fn recipe(&self, path: &std::path::Path, method: Option<Method>, exclude: Vec<regex::Regex>) -> Result<Selection> {
         let text = std::fs::read_to_string(path).with_context(|| format!("reading the recipe `{}`", path.display()))?;
-        let recipe =
-            Recipe::parse(&text, method, false).map_err(|error| anyhow!("the recipe `{}`: {error}", path.display()));
+        let recipe = Recipe::parse(&text, method, self.has_data())
+            .map_err(|error| anyhow!("the recipe `{}`: {error}", path.display()));
         let recipe =
             recipe.map_err(|error| hint(error.to_string(), "docs/recipes.md shows how a recipe is written"))?;
         Ok(Selection::Recipe { recipe, sha256: sha256(text.as_bytes()), exclude })

@@ -3,18 +3,26 @@
 //! Memory is bounded by [`Control::memory`], whatever the model's size: a task holds the quantized rows of one or two
 //! matrices and a stripe of their source. See `output` for what happens to a plan.
 
+mod calibrate;
 mod choose;
+mod data;
+mod moments;
+mod policy;
 mod report;
+mod solver;
+mod state;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::OnceLock;
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 
 use crate::error::hint;
 use crate::llama4::Llama4;
 use crate::output::companions::{self, Card, Companion};
+use crate::output::executor::Run;
 use crate::output::job;
 use crate::output::modules::plan_weights;
 use crate::output::origin;
@@ -24,6 +32,9 @@ use crate::output::quantization_config::quantization_config;
 use crate::progress::Control;
 use crate::quant::{Errors, Method};
 
+use calibrate::Calibration;
+
+pub use calibrate::CalibrationOptions;
 pub use choose::{Choice, Selection, patterns};
 pub use report::{DryRun, LayerReport, Report, WeightReport};
 
@@ -44,6 +55,8 @@ pub struct Options {
     pub requantize: bool,
     /// Compute the SHA-256 of the source's files for the manifest: reads all of the source.
     pub hash_source: bool,
+    /// Text to calibrate with.
+    pub calibration: Option<CalibrationOptions>,
 }
 
 /// A run that is ready to begin: everything that is known before one weight is read.
@@ -55,6 +68,7 @@ pub struct Job<'a> {
     plan: Plan,
     companions: Vec<Companion>,
     settings: BTreeMap<String, String>,
+    calibration: Option<Calibration>,
 }
 
 impl<'a> Job<'a> {
@@ -73,8 +87,13 @@ impl<'a> Job<'a> {
         plan_weights(&mut builder, &model, &choice.targets)?;
         let plan = builder.finish()?;
         let companions = companions(&model, &choice, &plan)?;
-        let settings = settings(options, &choice);
-        Ok(Self { options, model, choice, plan, companions, settings })
+        let mut settings = settings(options, &choice);
+        check_data(&choice, options.calibration.is_some(), calibrate::is_of_use(&plan))?;
+        let calibration = options.calibration.as_ref().map(|data| Calibration::new(&model, data)).transpose()?;
+        if let Some(calibration) = &calibration {
+            settings.extend(calibration.settings.clone());
+        }
+        Ok(Self { options, model, choice, plan, companions, settings, calibration })
     }
 
     /// What engines cannot serve, or what a rule could not do.
@@ -102,11 +121,25 @@ impl<'a> Job<'a> {
         let Self { model, choice, plan, .. } = self;
         let promised: Vec<_> =
             model.weights.iter().zip(&choice.stored).map(|(weight, scheme)| (weight.name.as_str(), *scheme)).collect();
-        let records = |totals: &[Vec<Errors>]| {
-            report::weights(model, choice, plan, totals).iter().map(WeightReport::record).collect()
+        let seen = OnceLock::new();
+        let weights = |totals: &[Vec<Errors>]| report::weights(model, choice, plan, totals, seen.get());
+        let records = |totals: &[Vec<Errors>]| weights(totals).iter().map(WeightReport::record).collect();
+        let done = match &self.calibration {
+            None => self.job().run(&promised, records, control)?,
+            Some(calibration) => {
+                let perform = |run: &Run<'_>| {
+                    let known = calibrate::perform(run, &choice.targets, calibration, control)?;
+                    seen.set(known).expect("tasks are performed once");
+                    Ok(())
+                };
+                self.job().run_staged(&promised, perform, records, control)?
+            }
         };
-        let done = self.job().run(&promised, records, control)?;
-        let weights = report::weights(model, choice, plan, &done.totals);
+        let mut weights = weights(&done.totals);
+        if self.calibration.is_some() && seen.get().is_none() {
+            // An earlier process published the output, and wrote down there what it knew.
+            report::recall(&mut weights, &self.options.out)?;
+        }
         Ok(Report::new(self, weights, done.resumed, began.elapsed()))
     }
 
@@ -180,16 +213,39 @@ every file what its SHA-256 is; `l4tool verify` checks both.",
     Ok(files)
 }
 
-/// Reads a method by its name; `auto` is `None`: the best for each scheme without data.
+/// Refuses methods and schemes that need data without any, and data that nothing makes use of.
+fn check_data(choice: &Choice, given: bool, is_of_use: bool) -> Result<()> {
+    if given && !is_of_use {
+        return Err(hint(
+            "nothing that was asked for makes use of calibration data",
+            "INT4 with the methods gptq and search does, and `fp8-static`; or leave `--data` out",
+        ));
+    }
+    let wanting = choice.targets.iter().flatten();
+    let mut wanting = wanting.filter(|target| target.method == Method::Gptq || target.scheme.needs_data());
+    match wanting.next() {
+        Some(target) if !given => {
+            let what = if target.scheme.needs_data() { "the scheme" } else { "the method" };
+            let name = if target.scheme.needs_data() { target.scheme.to_string() } else { target.method.to_string() };
+            Err(hint(
+                format!("{what} `{name}` needs calibration data"),
+                "give text with `--data`; without data, `--method search` and `--scheme fp8-dynamic` are the best choices",
+            ))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Reads a method by its name; `auto` is `None`: the best for each scheme with the data at hand.
 ///
 /// # Errors
-/// Methods that need calibration data are refused, with what there is instead.
+/// There is no such method.
 pub fn parse_method(name: &str) -> Result<Option<Method>> {
     match name {
         "auto" => Ok(None),
-        "gptq" | "awq" => bail!(hint(
-            format!("method `{name}` needs calibration data, and calibration is not part of this version"),
-            "`--method search` is the best choice without data",
+        "awq" => Err(hint(
+            "method `awq` is not part of this version",
+            "`--method gptq` makes better use of calibration data",
         )),
         other => other.parse().map(Some).map_err(anyhow::Error::msg),
     }

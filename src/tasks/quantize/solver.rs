@@ -3,8 +3,9 @@
 //!
 //! It joins the calibration pass with an executor's run; it computes no statistics and no codes itself.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
 
 use anyhow::Result;
 use half::bf16;
@@ -24,6 +25,12 @@ use crate::output::modules::Target;
 use crate::output::written::Written;
 use crate::quant::gptq::{Factor, FactorOptions, Order};
 
+/// Outputs that are read back at a time.
+const BLOCK_OUTS: usize = 1024;
+
+/// Dequantized matrices that are held: gate, up and down of one network.
+pub(super) const MATRICES_KEPT: usize = 3;
+
 /// Sums, solves and writes while a model runs.
 pub(super) struct Solver<'r, 'a> {
     run: &'r Run<'a>,
@@ -41,6 +48,8 @@ pub(super) struct Solver<'r, 'a> {
     /// Sums of the site whose rows are coming.
     current: Option<Moments>,
     layer: LayerState,
+    /// The matrices that were used last, dequantized: they are used for chunk after chunk.
+    kept: Mutex<VecDeque<(usize, Arc<Vec<bf16>>)>>,
 }
 
 /// What is kept from one of a layer's experts to another.
@@ -80,7 +89,25 @@ impl<'r, 'a> Solver<'r, 'a> {
             seen: vec![None; model.weights.len()],
             current: None,
             layer: LayerState::default(),
+            kept: Mutex::default(),
         }
+    }
+
+    /// A finished weight's numbers, `[out, in]`.
+    fn numbers(&self, index: usize) -> Result<Arc<Vec<bf16>>> {
+        let mut kept = self.kept.lock().expect("no thread panics while it holds the lock");
+        if let Some((_, numbers)) = kept.iter().find(|(weight, _)| *weight == index) {
+            return Ok(Arc::clone(numbers));
+        }
+        kept.truncate(MATRICES_KEPT - 1);
+        let (out, input) = self.model.weights[index].matrix();
+        let mut numbers = vec![bf16::ZERO; out * input];
+        for outs in self.written.blocks(index, BLOCK_OUTS) {
+            self.written.dequantize(index, &outs, &mut numbers[outs.start * input..outs.end * input])?;
+        }
+        let numbers = Arc::new(numbers);
+        kept.push_front((index, Arc::clone(&numbers)));
+        Ok(numbers)
     }
 
     /// The weights of a site that are to be quantized.
@@ -153,7 +180,9 @@ impl<'r, 'a> Solver<'r, 'a> {
         for (index, target) in &targets {
             self.seen[*index] = Some(Seen { tokens: rows as u64, policy: Policy { method: target.method, basis } });
         }
-        let tasks: Vec<usize> = targets.iter().flat_map(|(index, _)| self.written.tasks(*index)).collect();
+        // One task may write two of them.
+        let tasks: BTreeSet<usize> = targets.iter().flat_map(|(index, _)| self.written.tasks(*index)).collect();
+        let tasks = Vec::from_iter(tasks);
         self.run.perform_in_pool(&tasks, self.at_once, &known)
     }
 }
@@ -236,14 +265,10 @@ impl Observer for Solver<'_, '_> {
             return Ok(weights::apply(model, weight, x));
         }
         let (out, input) = weight.matrix();
-        let rows = x.len() / input;
+        let (rows, numbers) = (x.len() / input, self.numbers(index)?);
         let mut y = vec![0.0; rows * out];
-        for outs in self.written.blocks(index, weights::block_outputs(input)) {
-            let mut numbers = vec![bf16::ZERO; outs.len() * input];
-            self.written.dequantize(index, &outs, &mut numbers)?;
-            let columns = ViewMut::new(&mut y[outs.start..], rows, outs.len(), out);
-            matmul(View::dense(x, rows, input), View::dense(&numbers, outs.len(), input), Layout::OutIn, columns);
-        }
+        let (x, numbers) = (View::dense(x, rows, input), View::dense(&numbers, out, input));
+        matmul(x, numbers, Layout::OutIn, ViewMut::dense(&mut y, rows, out));
         Ok(y)
     }
 
