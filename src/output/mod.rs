@@ -19,6 +19,7 @@ pub mod preflight;
 pub mod quantization_config;
 mod quantizing;
 pub mod tensor_file;
+pub mod whole_file;
 pub mod work;
 
 #[cfg(test)]

@@ -1,7 +1,9 @@
 //! Reports as text for people. Nothing here computes what a report does not hold.
 
+pub(crate) mod calibrate;
 pub(crate) mod inspect;
 pub(crate) mod quantize;
+pub(crate) mod routing;
 mod table;
 pub(crate) mod verify;
 
