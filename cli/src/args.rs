@@ -4,7 +4,7 @@ use clap::builder::Styles;
 use clap::builder::styling::AnsiColor;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::commands::{completions, inspect, man, quantize, verify};
+use crate::commands::{calibrate, completions, inspect, man, quantize, routing, verify};
 use crate::size::Size;
 
 const STYLES: Styles = Styles::styled()
@@ -103,6 +103,8 @@ pub(crate) enum Kernels {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     Inspect(inspect::Arguments),
+    Routing(routing::Arguments),
+    Calibrate(calibrate::Arguments),
     Quantize(quantize::Arguments),
     Verify(verify::Arguments),
     Completions(completions::Arguments),

@@ -82,6 +82,8 @@ pub enum Kind {
     NotInIndex,
     /// A tensor that the index expects in another file.
     WrongShard { listed: String },
+    /// A GGUF file that breaks a rule of its format.
+    Malformed { what: String },
     /// The file is not what it was at opening.
     Changed { was_bytes: u64, bytes: u64 },
 }
@@ -204,6 +206,7 @@ impl fmt::Display for Kind {
             Self::NotInShard => write!(f, "the index promises it here, and the file does not have it"),
             Self::NotInIndex => write!(f, "the file has it, and the index does not name it"),
             Self::WrongShard { listed } => write!(f, "the index expects it in `{}`", shown(listed)),
+            Self::Malformed { what } => write!(f, "{what}"),
             Self::Changed { was_bytes, bytes } if was_bytes != bytes => {
                 write!(f, "changed since it was opened: {was_bytes} bytes then, {bytes} now")
             }

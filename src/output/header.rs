@@ -11,7 +11,7 @@
 //! refuses files without `format`. The `safetensors` crate's own writer is not used because the order of its metadata
 //! is not stable, and because it wants to be handed all data in order.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 
 use serde_json::{Map, Value, json};
 
@@ -19,8 +19,19 @@ use super::plan::OutTensor;
 
 /// Length prefix and JSON for tensors that follow each other in this order.
 pub(super) fn encode<'a>(tensors: impl Iterator<Item = &'a OutTensor>) -> Vec<u8> {
+    encode_with(tensors, &BTreeMap::new())
+}
+
+/// The same, with more metadata behind `format`.
+pub(super) fn encode_with<'a>(
+    tensors: impl Iterator<Item = &'a OutTensor>,
+    metadata: &BTreeMap<String, String>,
+) -> Vec<u8> {
     let mut object = Map::new();
-    object.insert("__metadata__".into(), json!({"format": "pt"}));
+    let mut about = Map::new();
+    about.insert("format".into(), json!("pt"));
+    about.extend(metadata.iter().map(|(key, value)| (key.clone(), json!(value))));
+    object.insert("__metadata__".into(), Value::Object(about));
     let mut start = 0_u64;
     for tensor in tensors {
         let end = start + tensor.bytes;

@@ -22,6 +22,7 @@ pub mod preflight;
 pub mod quantization_config;
 mod quantizing;
 pub mod tensor_file;
+pub mod whole_file;
 pub mod work;
 pub mod written;
 

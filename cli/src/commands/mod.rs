@@ -1,9 +1,11 @@
 //! One file for each command: its arguments, what they mean, and the call.
 
+pub(crate) mod calibrate;
 pub(crate) mod completions;
 pub(crate) mod inspect;
 pub(crate) mod man;
 pub(crate) mod quantize;
+pub(crate) mod routing;
 pub(crate) mod verify;
 
 use anyhow::Result;
@@ -16,6 +18,8 @@ use crate::exit::Outcome;
 pub(crate) fn run(command: Command, context: &Context) -> Result<Outcome> {
     match command {
         Command::Inspect(arguments) => inspect::run(arguments, context),
+        Command::Routing(arguments) => routing::run(arguments, context),
+        Command::Calibrate(arguments) => calibrate::run(arguments, context),
         Command::Quantize(arguments) => quantize::run(arguments, context),
         Command::Verify(arguments) => verify::run(arguments, context),
         Command::Completions(arguments) => completions::run(&arguments),

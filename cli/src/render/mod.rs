@@ -1,8 +1,10 @@
 //! Reports as text for people. Nothing here computes what a report does not hold.
 
+pub(crate) mod calibrate;
 mod forecast;
 pub(crate) mod inspect;
 pub(crate) mod quantize;
+pub(crate) mod routing;
 mod table;
 pub(crate) mod verify;
 
