@@ -2,15 +2,19 @@
 //!
 //! It knows weights by their index; not where the numbers come from.
 
+use std::borrow::Cow;
+
+use anyhow::Result;
+
 use crate::quant::gptq::Factor;
 
 /// What is known about one weight's inputs.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Inputs<'a> {
     /// Second moments as GPTQ needs them.
     pub factor: Option<&'a Factor>,
     /// Mean square of each input, up to a factor.
-    pub importance: Option<&'a [f32]>,
+    pub importance: Option<Cow<'a, [f32]>>,
     /// The largest magnitude.
     pub amax: Option<f32>,
 }
@@ -18,7 +22,10 @@ pub struct Inputs<'a> {
 /// Tells what is known.
 pub trait Evidence: Sync {
     /// About the weight with this index in the model.
-    fn of(&self, weight: usize) -> Inputs<'_>;
+    ///
+    /// # Errors
+    /// What is known cannot be read.
+    fn of(&self, weight: usize) -> Result<Inputs<'_>>;
 }
 
 /// Nothing is known.
@@ -26,7 +33,7 @@ pub trait Evidence: Sync {
 pub struct Nothing;
 
 impl Evidence for Nothing {
-    fn of(&self, _weight: usize) -> Inputs<'_> {
-        Inputs::default()
+    fn of(&self, _weight: usize) -> Result<Inputs<'_>> {
+        Ok(Inputs::default())
     }
 }

@@ -82,8 +82,8 @@ pub(super) fn run(
     evidence: &dyn Evidence,
 ) -> Result<Vec<Errors>> {
     let mut slots = slots.into_iter();
-    let mut outputs: Vec<Output<'_>> =
-        parts.iter().map(|part| Output::new(model, part, &mut slots, evidence)).collect();
+    let outputs = parts.iter().map(|part| Output::new(model, part, &mut slots, evidence));
+    let mut outputs: Vec<Output<'_>> = outputs.collect::<Result<_>>()?;
     match model.weights[parts[0].weight].coding {
         Coding::Plain(plane) if plane.layout == Layout::InOut => along_inputs(model, &mut outputs)?,
         _ => {
@@ -123,17 +123,17 @@ impl<'a> Output<'a> {
         part: &Quantized,
         slots: &mut impl Iterator<Item = Slot<'a>>,
         evidence: &'a dyn Evidence,
-    ) -> Self {
+    ) -> Result<Self> {
         let weight = &model.weights[part.weight];
         let mut next = || slots.next().expect("the plan has a region for each");
         let (codes, scales) = (next(), next());
-        let inputs = evidence.of(part.weight);
+        let inputs = evidence.of(part.weight)?;
         if part.target.scheme == (Scheme::Fp8Tensor { static_input: true }) {
             let amax = inputs.amax.expect("the plan of a static scheme is performed with calibration alone");
             next().get_mut::<bf16>()[0] = fp8::scale(amax);
         }
         let asymmetric = matches!(part.target.scheme, Scheme::W4A16 { symmetric: false, .. });
-        Self {
+        Ok(Self {
             weight,
             outs: part.outs.clone(),
             input: weight.matrix().1,
@@ -144,7 +144,7 @@ impl<'a> Output<'a> {
             zero_points: vec![0; zero_point_bytes(model, part) as usize],
             sums: ErrorSums::new(part.outs.len()),
             inputs,
-        }
+        })
     }
 
     /// Whether a scale covers all inputs of a row, so that the largest value of the row must be known first.
@@ -187,7 +187,7 @@ impl<'a> Output<'a> {
                 // Without second moments GPTQ is a search.
                 let method = if self.target.method == Method::Rtn { Method::Rtn } else { Method::Search };
                 let params = Params { group_size, symmetric, method };
-                let importance = self.inputs.importance.map(|importance| &importance[inputs]);
+                let importance = self.inputs.importance.as_ref().map(|importance| &importance[inputs]);
                 int4::quantize_weighted(block, &params, importance, out, sums)
             }
             Scheme::Fp8Dynamic => {

@@ -12,6 +12,7 @@ use l4::quant::recipe::Recipe;
 use l4::quant::scheme::Scheme;
 use l4::tasks::quantize::{CalibrationOptions, Job, Options, Selection, parse_method, patterns};
 
+use super::calibrate::DataArguments;
 use crate::context::Context;
 use crate::exit::Outcome;
 use crate::render;
@@ -52,15 +53,14 @@ pub(crate) struct Arguments {
     /// How weights are rounded: rtn, search, gptq (with --data), or auto (INT4: gptq with data, search without; FP8: rtn)
     #[arg(long, value_name = "NAME", default_value = "auto")]
     method: String,
-    /// Text to calibrate with: files of plain text
-    #[arg(long, value_name = "FILE", num_args = 1.., help_heading = "Calibration")]
-    data: Vec<PathBuf>,
-    /// Most sequences of calibration data that are used
-    #[arg(long, value_name = "N", default_value_t = 512, help_heading = "Calibration")]
-    samples: usize,
-    /// Tokens of a sequence of calibration data
-    #[arg(long, value_name = "N", default_value_t = 2048, help_heading = "Calibration")]
-    seq_len: usize,
+    #[command(flatten, next_help_heading = "Calibration")]
+    data: DataArguments,
+    /// Calibrate with the small set of text that comes with l4tool; text of your own is better
+    #[arg(long, conflicts_with = "data", help_heading = "Calibration")]
+    calibrate: bool,
+    /// What `l4tool calibrate` or `llama-imatrix` has written, instead of text: weighs errors for the method search
+    #[arg(long, value_name = "STATS", conflicts_with_all = ["data", "calibrate"], help_heading = "Calibration")]
+    stats: Option<PathBuf>,
     /// For gptq: added to the diagonal of the second moments, as a share of its mean
     #[arg(long, value_name = "SHARE", default_value_t = 0.01, help_heading = "Calibration")]
     damping: f64,
@@ -101,7 +101,7 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: Arguments, context: &Context) -> Result<Outcome> {
     let dry_run = arguments.dry_run;
     let options = arguments.options()?;
-    let job = Job::new(&options)?;
+    let job = Job::new(&options, &context.control())?;
     if dry_run {
         let report = job.dry_run(&context.control())?;
         context.print(&report, render::quantize::plan)?;
@@ -119,10 +119,14 @@ pub(crate) fn run(arguments: Arguments, context: &Context) -> Result<Outcome> {
 impl Arguments {
     fn options(self) -> Result<Options> {
         let selection = self.selection()?;
+        if self.data.is_given() && !self.has_data() {
+            bail!(hint(
+                "`--samples`, `--seq-len` and `--seed` are about calibration data",
+                "name some with `--data`, or add `--calibrate`"
+            ));
+        }
         let calibration = self.has_data().then(|| CalibrationOptions {
-            data: self.data.clone(),
-            samples: self.samples,
-            seq_len: self.seq_len,
+            data: self.data.options(),
             damping: self.damping,
             expert_tokens: self.expert_tokens,
             shrink: self.shrink,
@@ -136,11 +140,12 @@ impl Arguments {
             requantize: self.requantize,
             hash_source: self.hash_source,
             calibration,
+            stats: self.stats,
         })
     }
 
     fn has_data(&self) -> bool {
-        !self.data.is_empty()
+        self.calibrate || !self.data.data.is_empty()
     }
 
     fn selection(&self) -> Result<Selection> {

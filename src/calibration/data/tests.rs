@@ -38,10 +38,14 @@ fn a_text_that_fits_is_the_tokenizer_s_tokens() {
     let (_, path) = write(&folder, "a.txt", text);
     let drawn = draw(&[path], 64, 1024, 5).unwrap();
     let mut expected = Tokenizer::of(&scout().checkpoint).unwrap().encode(text).unwrap();
-    let joined: Vec<u32> = drawn.samples.iter().flat_map(|sample| {
-        assert_eq!(sample.tokens[0], BEGIN);
-        sample.tokens[1..].to_vec()
-    }).collect();
+    let joined: Vec<u32> = drawn
+        .samples
+        .iter()
+        .flat_map(|sample| {
+            assert_eq!(sample.tokens[0], BEGIN);
+            sample.tokens[1..].to_vec()
+        })
+        .collect();
     assert_eq!(expected.remove(0), BEGIN);
     assert_eq!(joined, expected);
     assert!(drawn.samples[..drawn.samples.len() - 1].iter().all(|sample| sample.tokens.len() == 1024));
@@ -89,10 +93,10 @@ fn conversations_and_tokens_are_read_from_lines() {
     let drawn = draw(&[path], 9, 64, 0).unwrap();
     let mut hello = Tokenizer::of(&scout().checkpoint).unwrap().encode("hello").unwrap();
     assert_eq!(hello[0], BEGIN);
-    assert_eq!(drawn.samples.iter().map(|sample| sample.tokens.clone()).collect::<Vec<_>>(), [
-        std::mem::take(&mut hello),
-        vec![7, 8, 9]
-    ]);
+    assert_eq!(
+        drawn.samples.iter().map(|sample| sample.tokens.clone()).collect::<Vec<_>>(),
+        [std::mem::take(&mut hello), vec![7, 8, 9]]
+    );
     let (_, chat) = write(&folder, "b.jsonl", "{\"messages\":[{\"role\":\"user\",\"content\":\"x\"}]}\n");
     let error = format!("{:#}", draw(&[chat], 9, 64, 0).unwrap_err());
     assert!(error.contains("no chat template"), "{error}");

@@ -52,11 +52,8 @@ impl Gguf {
             return Err(FormatError::new(path, malformed("the file is empty")));
         }
         let map = Map::new(&file, bytes).map_err(FormatError::io(path, "map"))?;
-        let (values, tensors) = parse(map.bytes()).map_err(|(tensor, kind)| FormatError {
-            file: path.to_path_buf(),
-            tensor,
-            kind,
-        })?;
+        let (values, tensors) =
+            parse(map.bytes()).map_err(|(tensor, kind)| FormatError { file: path.to_path_buf(), tensor, kind })?;
         Ok(Self { path: path.to_path_buf(), values, tensors, map })
     }
 
@@ -166,7 +163,9 @@ fn place(tensors: &mut [GgufTensor], data: u64, alignment: u64, file: u64) -> Re
         let fault = |kind: Kind| (Some(tensor.name.clone()), kind);
         if tensor.offset != expected {
             let offset = tensor.offset;
-            return Err(fault(malformed(format!("begins at data offset {offset}, the one before it ends at {expected}"))));
+            return Err(fault(malformed(format!(
+                "begins at data offset {offset}, the one before it ends at {expected}"
+            ))));
         }
         let end = data.checked_add(expected).and_then(|start| start.checked_add(tensor.bytes));
         match end {

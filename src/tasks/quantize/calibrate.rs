@@ -2,14 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 
 use super::moments::Needs;
 use super::policy::Seen;
 use super::solver::Solver;
-use super::{data, state};
+use super::state;
+use crate::calibration::data::{self, DataOptions};
 use crate::calibration::{Pass, Sequences};
 use crate::error::hint;
 use crate::kernels::gemm;
@@ -26,12 +26,8 @@ use crate::progress::Control;
 /// Calibration data, and how it is used.
 #[derive(Clone, Debug, PartialEq)]
 pub struct CalibrationOptions {
-    /// Text files.
-    pub data: Vec<PathBuf>,
-    /// Most sequences that are used.
-    pub samples: usize,
-    /// Tokens of a sequence.
-    pub seq_len: usize,
+    /// Which text.
+    pub data: DataOptions,
     /// Added to the diagonal of the second moments, relative to its mean.
     pub damping: f64,
     /// An expert with fewer tokens is judged by those of its layer too; `None`: twice the width of the residual stream.
@@ -49,6 +45,8 @@ pub(super) struct Calibration {
     pub(super) damping: f64,
     pub(super) enough: usize,
     pub(super) shrink: f64,
+    /// What the person who calibrates should know.
+    pub(super) notes: Vec<String>,
 }
 
 impl Calibration {
@@ -56,7 +54,7 @@ impl Calibration {
     ///
     /// # Errors
     /// It cannot be read, or an option makes no sense.
-    pub(super) fn new(model: &Llama4, options: &CalibrationOptions) -> Result<Self> {
+    pub(super) fn new(model: &Llama4, options: &CalibrationOptions, control: &Control<'_>) -> Result<Self> {
         let text = &model.config.text;
         let enough = options.expert_tokens.unwrap_or(2 * text.hidden_size);
         let shrink = options.shrink.unwrap_or(text.hidden_size as f64 / 2.0);
@@ -65,11 +63,22 @@ impl Calibration {
                 return Err(hint(format!("`{flag} {value}` is no share"), "give a number that is 0 or larger"));
             }
         }
-        let (sequences, mut settings) = data::read(model, options)?;
+        let data = data::load(&options.data, &model.checkpoint, text, control)?;
+        let files = data.files.iter().map(|file| serde_json::to_string(file).expect("a record is plain data"));
+        let mut settings = BTreeMap::from([
+            ("calibration data".to_owned(), format!("[{}]", files.collect::<Vec<_>>().join(","))),
+            ("calibration tokens".to_owned(), data.tokens().to_string()),
+            ("calibration tokens sha256".to_owned(), data.sha256()),
+            ("samples".to_owned(), options.data.samples.to_string()),
+            ("seed".to_owned(), options.data.seed.to_string()),
+        ]);
         settings.insert("damping".into(), options.damping.to_string());
         settings.insert("expert tokens".into(), enough.to_string());
         settings.insert("shrink".into(), shrink.to_string());
-        Ok(Self { sequences, settings, damping: options.damping, enough, shrink })
+        let lengths = data.samples.iter().map(|sample| sample.tokens.len()).collect();
+        let ids = data.samples.into_iter().flat_map(|sample| sample.tokens).collect();
+        let sequences = Sequences::new(ids, lengths)?;
+        Ok(Self { sequences, settings, damping: options.damping, enough, shrink, notes: data.notes })
     }
 }
 

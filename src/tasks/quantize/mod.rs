@@ -5,12 +5,12 @@
 
 mod calibrate;
 mod choose;
-mod data;
 mod moments;
 mod policy;
 mod report;
 mod solver;
 mod state;
+mod statistics;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -22,7 +22,7 @@ use anyhow::{Context, Result};
 use crate::error::hint;
 use crate::llama4::Llama4;
 use crate::output::companions::{self, Card, Companion};
-use crate::output::executor::Run;
+use crate::output::executor::{self, Run};
 use crate::output::job;
 use crate::output::modules::plan_weights;
 use crate::output::origin;
@@ -33,6 +33,7 @@ use crate::progress::Control;
 use crate::quant::{Errors, Method};
 
 use calibrate::Calibration;
+use statistics::{Known, Statistics};
 
 pub use calibrate::CalibrationOptions;
 pub use choose::{Choice, Selection, patterns};
@@ -57,6 +58,8 @@ pub struct Options {
     pub hash_source: bool,
     /// Text to calibrate with.
     pub calibration: Option<CalibrationOptions>,
+    /// A statistics file or an importance matrix, instead of text.
+    pub stats: Option<PathBuf>,
 }
 
 /// A run that is ready to begin: everything that is known before one weight is read.
@@ -69,6 +72,7 @@ pub struct Job<'a> {
     companions: Vec<Companion>,
     settings: BTreeMap<String, String>,
     calibration: Option<Calibration>,
+    statistics: Option<Statistics>,
 }
 
 impl<'a> Job<'a> {
@@ -76,7 +80,7 @@ impl<'a> Job<'a> {
     ///
     /// # Errors
     /// The source or the options cannot be used.
-    pub fn new(options: &'a Options) -> Result<Self> {
+    pub fn new(options: &'a Options, control: &Control<'_>) -> Result<Self> {
         let model = Llama4::open(&options.source)?;
         model.require_complete()?;
         let choice = Choice::make(&model, &options.selection)?;
@@ -89,16 +93,23 @@ impl<'a> Job<'a> {
         let companions = companions(&model, &choice, &plan)?;
         let mut settings = settings(options, &choice);
         check_data(&choice, options.calibration.is_some(), calibrate::is_of_use(&plan))?;
-        let calibration = options.calibration.as_ref().map(|data| Calibration::new(&model, data)).transpose()?;
+        let calibration = options.calibration.as_ref();
+        let calibration = calibration.map(|data| Calibration::new(&model, data, control)).transpose()?;
         if let Some(calibration) = &calibration {
             settings.extend(calibration.settings.clone());
         }
-        Ok(Self { options, model, choice, plan, companions, settings, calibration })
+        let statistics = options.stats.as_deref();
+        let statistics = statistics.map(|path| Statistics::open(path, &model, control)).transpose()?;
+        if let Some(statistics) = &statistics {
+            settings.insert("statistics sha256".into(), statistics.sha256.clone());
+        }
+        Ok(Self { options, model, choice, plan, companions, settings, calibration, statistics })
     }
 
-    /// What engines cannot serve, or what a rule could not do.
-    pub fn warnings(&self) -> &[String] {
-        &self.choice.warnings
+    /// What engines cannot serve, what a rule could not do, and what the person who calibrates should know.
+    pub fn warnings(&self) -> impl Iterator<Item = &String> {
+        let notes = self.calibration.iter().flat_map(|calibration| &calibration.notes);
+        self.choice.warnings.iter().chain(notes)
     }
 
     /// Says what [`Job::run`] would do.
@@ -108,6 +119,9 @@ impl<'a> Job<'a> {
     pub fn dry_run(&self, control: &Control<'_>) -> Result<DryRun> {
         let Self { options, model, choice, plan, .. } = self;
         self.job().check_destination()?;
+        if let Some(calibration) = &self.calibration {
+            calibrate::Shares::new(model, &choice.targets, plan, &calibration.sequences, control)?;
+        }
         DryRun::new(options, model, choice, plan, control)
     }
 
@@ -124,19 +138,22 @@ impl<'a> Job<'a> {
         let seen = OnceLock::new();
         let weights = |totals: &[Vec<Errors>]| report::weights(model, choice, plan, totals, seen.get());
         let records = |totals: &[Vec<Errors>]| weights(totals).iter().map(WeightReport::record).collect();
-        let done = match &self.calibration {
-            None => self.job().run(&promised, records, control)?,
-            Some(calibration) => {
-                let perform = |run: &Run<'_>| {
-                    let known = calibrate::perform(run, &choice.targets, calibration, control)?;
-                    seen.set(known).expect("tasks are performed once");
-                    Ok(())
-                };
-                self.job().run_staged(&promised, perform, records, control)?
-            }
+        let perform = |run: &Run<'_>| {
+            let known = match (&self.calibration, &self.statistics) {
+                (Some(calibration), _) => calibrate::perform(run, &choice.targets, calibration, control)?,
+                (None, Some(statistics)) => {
+                    let known = statistics.seen(model, &choice.targets)?;
+                    run.perform(&Vec::from_iter(0..plan.tasks.len()), &Known { statistics, model })?;
+                    known
+                }
+                (None, None) => return executor::fill(run),
+            };
+            seen.set(known).expect("tasks are performed once");
+            Ok(())
         };
+        let done = self.job().run_staged(&promised, perform, records, control)?;
         let mut weights = weights(&done.totals);
-        if self.calibration.is_some() && seen.get().is_none() {
+        if (self.calibration.is_some() || self.statistics.is_some()) && seen.get().is_none() {
             // An earlier process published the output, and wrote down there what it knew.
             report::recall(&mut weights, &self.options.out)?;
         }
@@ -171,7 +188,7 @@ fn settings(options: &Options, choice: &Choice) -> BTreeMap<String, String> {
 /// # Errors
 /// As these.
 pub fn run(options: &Options, control: &Control<'_>) -> Result<Report> {
-    Job::new(options)?.run(control)
+    Job::new(options, control)?.run(control)
 }
 
 fn refuse_requantizing(model: &Llama4, choice: &Choice) -> Result<()> {

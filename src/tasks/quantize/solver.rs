@@ -3,6 +3,7 @@
 //!
 //! It joins the calibration pass with an executor's run; it computes no statistics and no codes itself.
 
+use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -196,8 +197,9 @@ struct Known {
 }
 
 impl Evidence for Known {
-    fn of(&self, _weight: usize) -> Inputs<'_> {
-        Inputs { factor: self.factor.as_ref(), importance: self.importance.as_deref(), amax: self.amax }
+    fn of(&self, _weight: usize) -> Result<Inputs<'_>> {
+        let importance = self.importance.as_deref().map(Cow::Borrowed);
+        Ok(Inputs { factor: self.factor.as_ref(), importance, amax: self.amax })
     }
 }
 
