@@ -22,9 +22,10 @@ use super::companions::Companion;
 use super::evidence::{Evidence, Nothing};
 use super::file::{Bounce, OutputFile};
 use super::hash::FileHash;
+use super::header;
 use super::journal::Finished;
 use super::partial::Partial;
-use super::plan::{OutFile, Plan, Region, Task};
+use super::plan::{NOTE_BYTES_MAX, OutFile, Plan, Region, Task};
 use super::preflight;
 use super::work::{BadWeight, Buffers};
 use crate::error::Hint;
@@ -44,6 +45,9 @@ pub struct Filled {
     pub resumed: usize,
 }
 
+/// What there is to note in the headers about each weight of the model, in at most [`NOTE_BYTES_MAX`] bytes; or nothing.
+pub type Notes = Vec<Option<String>>;
+
 /// A file being filled.
 struct Target<'a> {
     plan: &'a OutFile,
@@ -55,8 +59,9 @@ struct Target<'a> {
 ///
 /// # Errors
 /// As [`Run::perform`].
-pub fn fill(run: &Run<'_>) -> Result<()> {
-    run.perform(&Vec::from_iter(0..run.plan.tasks.len()), &Nothing)
+pub fn fill(run: &Run<'_>) -> Result<Notes> {
+    run.perform(&Vec::from_iter(0..run.plan.tasks.len()), &Nothing)?;
+    Ok(Notes::new())
 }
 
 /// The error sums of every task, if all of them are among `finished`.
@@ -225,7 +230,9 @@ impl<'a> Run<'a> {
         let bounce = &mut Bounce::default();
         for target in &self.targets {
             target.write(&target.plan.header, 0, bounce)?;
-            target.hash(0, &target.plan.header, bounce)?;
+            if target.plan.noted.is_empty() {
+                target.hash(0, &target.plan.header, bounce)?;
+            }
             for &id in &target.plan.tensors {
                 let tensor = &self.plan.tensors[id];
                 if let Some(contents) = &tensor.literal {
@@ -328,11 +335,30 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// Syncs every file and collects the digests. Every task must have been performed.
+    /// Writes the notes into the headers that have room for them; `notes` has one for each weight of the model, or is empty.
+    fn write_notes(&self, notes: &[Option<String>]) -> Result<()> {
+        let bounce = &mut Bounce::default();
+        for target in self.targets.iter().filter(|target| !target.plan.noted.is_empty()) {
+            let note = |(weight, name): &(usize, String)| {
+                let note = notes.get(*weight)?.as_ref().filter(|note| note.len() <= NOTE_BYTES_MAX)?;
+                Some(format!("{name}: {note}"))
+            };
+            let notes: Vec<String> = target.plan.noted.iter().filter_map(note).collect();
+            let tensors = target.plan.tensors.iter().map(|&id| &self.plan.tensors[id]);
+            let header = header::with_notes(&target.plan.header, tensors, &notes.join("; "));
+            target.write(&header, 0, bounce)?;
+            target.hash(0, &header, bounce)?;
+        }
+        Ok(())
+    }
+
+    /// Writes what there is to note about weights into the headers, syncs every file and collects the digests. Every task
+    /// must have been performed.
     ///
     /// # Errors
     /// The disk refuses.
-    pub fn close(self) -> Result<Filled> {
+    pub fn close(self, notes: &[Option<String>]) -> Result<Filled> {
+        self.write_notes(notes)?;
         let mut digests = Vec::with_capacity(self.targets.len());
         self.control.progress.start("syncing", self.plan.bytes(), 0, Unit::Bytes);
         for target in &self.targets {

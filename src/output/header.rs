@@ -17,9 +17,22 @@ use serde_json::{Map, Value, json};
 
 use super::plan::OutTensor;
 
-/// Length prefix and JSON for tensors that follow each other in this order.
-pub(super) fn encode<'a>(tensors: impl Iterator<Item = &'a OutTensor>) -> Vec<u8> {
-    encode_with(tensors, &BTreeMap::new())
+/// The key in `__metadata__` for notes about weights.
+const NOTES: &str = "l4tool.weights";
+
+/// Length prefix and JSON for tensors that follow each other in this order, with room for `room` bytes of notes.
+pub(super) fn encode<'a>(tensors: impl Iterator<Item = &'a OutTensor>, room: usize) -> Vec<u8> {
+    let header = encode_with(tensors, &BTreeMap::new());
+    // The key, quotes, colon and comma take their part.
+    let length = header.len() + if room > 0 { (room + NOTES.len() + 6).next_multiple_of(8) } else { 0 };
+    padded(header, length)
+}
+
+/// A header with spaces behind it, `length` bytes long.
+fn padded(mut header: Vec<u8>, length: usize) -> Vec<u8> {
+    header.resize(length, b' ');
+    header[..8].copy_from_slice(&(length as u64 - 8).to_le_bytes());
+    header
 }
 
 /// The same, with more metadata behind `format`.
@@ -44,6 +57,16 @@ pub(super) fn encode_with<'a>(
     let mut header = (text.len() as u64).to_le_bytes().to_vec();
     header.extend_from_slice(&text);
     header
+}
+
+/// `header`, which was made with room for them, with notes.
+///
+/// # Panics
+/// There is too little room.
+pub(super) fn with_notes<'a>(header: &[u8], tensors: impl Iterator<Item = &'a OutTensor>, notes: &str) -> Vec<u8> {
+    let noted = encode_with(tensors, &BTreeMap::from([(NOTES.to_owned(), notes.to_owned())]));
+    assert!(noted.len() <= header.len(), "{} bytes of header, and room for {}", noted.len(), header.len());
+    padded(noted, header.len())
 }
 
 /// The first name that occurs a second time.

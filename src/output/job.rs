@@ -10,7 +10,7 @@ use std::path::Path;
 use anyhow::Result;
 
 use super::companions::{self, Companion};
-use super::executor::{self, Filled, Run};
+use super::executor::{self, Filled, Notes, Run};
 use super::hash::sha256;
 use super::journal::Identity;
 use super::manifest::{FileRecord, MANIFEST_NAME, MANIFEST_SCHEMA, Manifest, Origin, VERSION, WeightRecord};
@@ -77,14 +77,14 @@ impl Job<'_> {
         self.run_staged(promised, executor::fill, records, control)
     }
 
-    /// [`Job::run`] with `perform` performing the tasks, all of them, as it sees fit.
+    /// [`Job::run`] with `perform` performing the tasks, all of them, as it sees fit, and giving what there is to note in headers.
     ///
     /// # Errors
     /// As [`Job::run`], and what `perform` gives.
     pub fn run_staged(
         &self,
         promised: &[(&str, Option<Scheme>)],
-        perform: impl FnOnce(&Run<'_>) -> Result<()>,
+        perform: impl FnOnce(&Run<'_>) -> Result<Notes>,
         records: impl FnOnce(&[Vec<Errors>]) -> Vec<WeightRecord>,
         control: &Control<'_>,
     ) -> Result<Done> {
@@ -106,8 +106,8 @@ impl Job<'_> {
         let (partial, finished) = Partial::open(self.out, &identity, self.existing)?;
         let filled = || -> Result<Filled> {
             let run = Run::open(self.plan, self.model, &partial, finished, control)?;
-            perform(&run)?;
-            run.close()
+            let notes = perform(&run)?;
+            run.close(&notes)
         };
         let filled = match filled() {
             Ok(filled) => filled,

@@ -141,6 +141,7 @@ fn plan_quantized(
     for index in weights {
         let target = targets[index].expect("the caller looked");
         let stored = store(builder, model, &model.weights[index], target.scheme)?;
+        builder.noted(stored.codes, index, &model.weights[index].name);
         modules.push((index, target, stored));
     }
     let (out, _) = model.weights[modules[0].0].matrix();

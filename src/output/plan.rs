@@ -4,6 +4,8 @@
 //! number of threads nor the memory bound changes it. That is what makes output reproducible and a journal of finished
 //! tasks meaningful in the next process.
 
+use std::collections::HashSet;
+
 use anyhow::{Result, bail};
 
 use super::header;
@@ -43,6 +45,8 @@ pub struct OutFile {
     pub bytes: u64,
     /// Its tensors, by ascending offset.
     pub tensors: Vec<OutTensorId>,
+    /// Weights that the header has room for a note about, by their index in the model and their names.
+    pub noted: Vec<(usize, String)>,
 }
 
 /// Part of a tensor that one task writes.
@@ -116,12 +120,38 @@ pub struct PlanBuilder {
     /// First tensor of each module. A module's tensors stay in one file.
     modules: Vec<usize>,
     tasks: Vec<Task>,
+    notes: bool,
+    /// First tensor, index and name of each weight that there is to be a note about.
+    noted: Vec<(OutTensorId, usize, String)>,
 }
+
+/// Longest note about a weight, in bytes.
+pub const NOTE_BYTES_MAX: usize = 32;
 
 impl PlanBuilder {
     /// A plan whose files hold at most `shard_bytes_max` bytes of data each, unless one module alone is larger.
     pub fn new(shard_bytes_max: u64) -> Self {
-        Self { shard_bytes_max, tensors: Vec::new(), modules: Vec::new(), tasks: Vec::new() }
+        Self {
+            shard_bytes_max,
+            tensors: Vec::new(),
+            modules: Vec::new(),
+            tasks: Vec::new(),
+            notes: false,
+            noted: Vec::new(),
+        }
+    }
+
+    /// Leaves room in headers for notes about quantized weights, of [`NOTE_BYTES_MAX`] bytes each, that are known only when
+    /// everything is written.
+    pub fn leave_room_for_notes(&mut self) {
+        self.notes = true;
+    }
+
+    /// There may be a note about the weight with this index in the model, whose first tensor is `tensor`.
+    pub(super) fn noted(&mut self, tensor: OutTensorId, weight: usize, name: &str) {
+        if self.notes {
+            self.noted.push((tensor, weight, name.into()));
+        }
     }
 
     /// Begins a module: the tensors added from here to the next call lie in one file.
@@ -219,14 +249,19 @@ impl PlanBuilder {
             // the format allows no gaps. The largest elements first always gives that.
             shard.sort_by_key(|&id| std::cmp::Reverse(self.tensors[id].dtype.bits()));
         }
-        let header = header::encode(shard.iter().map(|&id| &self.tensors[id]));
+        let inside: HashSet<OutTensorId> =
+            if self.noted.is_empty() { HashSet::new() } else { shard.iter().copied().collect() };
+        let noted = self.noted.extract_if(.., |(tensor, ..)| inside.contains(tensor));
+        let noted: Vec<(usize, String)> = noted.map(|(_, weight, name)| (weight, name)).collect();
+        let room = noted.iter().map(|(_, name)| name.len() + NOTE_BYTES_MAX + 3).sum();
+        let header = header::encode(shard.iter().map(|&id| &self.tensors[id]), room);
         let mut offset = header.len() as u64;
         for &id in &shard {
             self.tensors[id].file = file;
             self.tensors[id].offset = offset;
             offset += self.tensors[id].bytes;
         }
-        Ok(OutFile { name, header, bytes: offset, tensors: shard })
+        Ok(OutFile { name, header, bytes: offset, tensors: shard, noted })
     }
 
     /// Whether every tensor begins at a multiple of its element size when they follow each other as they are.

@@ -98,12 +98,12 @@ pub(super) fn is_of_use(plan: &Plan) -> bool {
 /// How the memory bound is shared out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Shares {
-    /// Without it nothing goes.
-    pub(super) least: u64,
     /// Tasks that may run at the same time.
     pub(super) at_once: usize,
     /// Bytes of activations that may lie in memory.
     pub(super) activations: u64,
+    /// Most resident memory, whether or not activations take all that they may.
+    pub(super) most: u64,
 }
 
 impl Shares {
@@ -133,7 +133,12 @@ impl Shares {
         };
         // Half of what is left may go to more tasks at the same time, what they leave to activations.
         let more = (rest / 2 / task.max(1)).min(control.threads as u64 - 1);
-        Ok(Self { least, at_once: 1 + more as usize, activations: rest - more * task })
+        let activations = rest - more * task;
+        // The residual stream before and after a step, what a layer adds to it, and one inner activation.
+        let text = &model.config.text;
+        let width = 3 * text.hidden_size + text.intermediate_size.max(text.intermediate_size_mlp);
+        let wanted = sequences.tokens() as u64 * width as u64 * size_of::<f32>() as u64;
+        Ok(Self { at_once: 1 + more as usize, activations, most: least + more * task + wanted.min(activations) })
     }
 }
 

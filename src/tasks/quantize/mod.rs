@@ -33,6 +33,7 @@ use crate::progress::Control;
 use crate::quant::{Errors, Method};
 
 use calibrate::Calibration;
+use policy::Seen;
 use statistics::{Known, Statistics};
 
 pub use calibrate::CalibrationOptions;
@@ -88,6 +89,9 @@ impl<'a> Job<'a> {
             refuse_requantizing(&model, &choice)?;
         }
         let mut builder = PlanBuilder::new(options.shard_bytes_max);
+        if options.calibration.is_some() || options.stats.is_some() {
+            builder.leave_room_for_notes();
+        }
         plan_weights(&mut builder, &model, &choice.targets)?;
         let plan = builder.finish()?;
         let companions = companions(&model, &choice, &plan)?;
@@ -119,10 +123,13 @@ impl<'a> Job<'a> {
     pub fn dry_run(&self, control: &Control<'_>) -> Result<DryRun> {
         let Self { options, model, choice, plan, .. } = self;
         self.job().check_destination()?;
+        let mut dry_run = DryRun::new(options, model, choice, plan, control)?;
         if let Some(calibration) = &self.calibration {
-            calibrate::Shares::new(model, &choice.targets, plan, &calibration.sequences, control)?;
+            let shares = calibrate::Shares::new(model, &choice.targets, plan, &calibration.sequences, control)?;
+            dry_run.forecast.memory_bytes = dry_run.forecast.memory_bytes.max(shares.most);
+            dry_run.warnings.extend(calibration.notes.clone());
         }
-        DryRun::new(options, model, choice, plan, control)
+        Ok(dry_run)
     }
 
     /// Makes the output.
@@ -148,8 +155,10 @@ impl<'a> Job<'a> {
                 }
                 (None, None) => return executor::fill(run),
             };
+            let note = |seen: &Seen| format!("{}, {} tokens", seen.policy, seen.tokens);
+            let notes = known.iter().map(|known| known.as_ref().map(note)).collect();
             seen.set(known).expect("tasks are performed once");
-            Ok(())
+            Ok(notes)
         };
         let done = self.job().run_staged(&promised, perform, records, control)?;
         let mut weights = weights(&done.totals);

@@ -79,11 +79,6 @@ impl Moments {
         Self::new(self.width, self.needs)
     }
 
-    /// Rows that were added, and what blending counted for.
-    pub(super) fn rows(&self) -> f64 {
-        self.rows
-    }
-
     /// Adds rows, `[any number, width]`.
     pub(super) fn add(&mut self, rows: &[f32]) {
         let count = rows.len() / self.width;

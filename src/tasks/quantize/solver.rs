@@ -58,6 +58,8 @@ pub(super) struct Solver<'r, 'a> {
 struct LayerState {
     /// For each expert, whether it has too few tokens to stand alone.
     few: Vec<bool>,
+    /// Tokens that went to experts.
+    routed: usize,
     /// Whether rows are pooled: into gate and up; into down.
     pooling: [bool; 2],
     pooled: [Option<Moments>; 2],
@@ -135,48 +137,54 @@ impl<'r, 'a> Solver<'r, 'a> {
         self.layer.few.get(expert).copied().unwrap_or(false)
     }
 
-    /// What is known of a site after all its rows: its own sums, or others in their place.
-    fn basis(&mut self, site: Site, rows: usize) -> (Option<Moments>, Basis) {
-        let own = self.current.take();
-        let Some(expert) = site.expert() else {
-            return (own, Basis::Own);
-        };
-        let pool = pool_index(site.place);
-        if !self.is_few(expert) {
-            if let (true, Some(own)) = (self.layer.pooling[pool], &own) {
-                let pooled = self.layer.pooled[pool].get_or_insert_with(|| own.empty());
-                pooled.merge(own);
-            }
-            return (own, Basis::Own);
+    /// What a site is judged by. It follows from counts alone, so that a process that goes on says the same as the one before.
+    fn basis(&self, site: Site, rows: usize) -> Basis {
+        match site.expert() {
+            Some(expert) if self.is_few(expert) => match rows {
+                0 if self.layer.routed == 0 => Basis::Nothing,
+                0 => Basis::Pooled,
+                _ if self.calibration.shrink > 0.0 => Basis::Blended,
+                _ => Basis::Own,
+            },
+            _ => Basis::Own,
         }
-        let mut own = own.unwrap_or_else(|| self.moments(site));
-        let basis = match &self.layer.pooled[pool] {
-            Some(pooled) if pooled.rows() > 0.0 => {
-                own.blend(pooled, self.calibration.shrink);
-                if rows == 0 { Basis::Pooled } else { Basis::Blended }
+    }
+
+    /// The sums over a site's rows, with those of its layer as far as `basis` says so.
+    fn sums(&mut self, site: Site, basis: Basis) -> Option<Moments> {
+        let own = self.current.take();
+        let pool = pool_index(site.place);
+        match (basis, &self.layer.pooled[pool]) {
+            (Basis::Pooled | Basis::Blended, Some(pooled)) => {
+                let mut own = own.unwrap_or_else(|| self.moments(site));
+                // Without a token of its own any weight of the others' is all there is.
+                let tau = if basis == Basis::Pooled { 1.0 } else { self.calibration.shrink };
+                own.blend(pooled, tau);
+                Some(own)
             }
-            _ if rows > 0 => Basis::Own,
-            _ => return (None, Basis::Nothing),
-        };
-        (Some(own), basis)
+            _ => {
+                let alone = site.expert().is_some_and(|expert| !self.is_few(expert));
+                if let (true, true, Some(own)) = (alone, self.layer.pooling[pool], &own) {
+                    self.layer.pooled[pool].get_or_insert_with(|| own.empty()).merge(own);
+                }
+                own
+            }
+        }
     }
 
     /// Quantizes the weights of a site.
     fn solve(&mut self, site: Site, rows: usize, moments: Option<Moments>, basis: Basis) -> Result<()> {
         let targets = self.targets(site);
-        let mut known = Known::default();
-        let mut basis = basis;
-        if let Some(moments) = moments {
-            known.amax = moments.amax();
-            known.importance = moments.importance();
-            if let Some(hessian) = moments.into_hessian() {
-                let options = FactorOptions { damping: self.calibration.damping, order: Order::Activation };
-                match Factor::new(Threads::Pool, hessian, &options) {
-                    Ok(factor) => known.factor = Some(factor),
-                    // A layer whose activations overflow is still quantized, by its weights alone.
-                    Err(_) => (known.importance, basis) = (None, Basis::Unusable),
-                }
-            }
+        let index = targets[0].0;
+        let (known, basis) = if !self.is_finished(site) {
+            Known::of(moments, basis, self.calibration.damping)
+        } else if state::is_unusable(&self.folder, index) {
+            (Known::default(), Basis::Unusable)
+        } else {
+            (Known::default(), basis)
+        };
+        if basis == Basis::Unusable {
+            state::mark_unusable(&self.folder, index)?;
         }
         for (index, target) in &targets {
             self.seen[*index] = Some(Seen { tokens: rows as u64, policy: Policy { method: target.method, basis } });
@@ -194,6 +202,22 @@ struct Known {
     factor: Option<Factor>,
     importance: Option<Vec<f32>>,
     amax: Option<f32>,
+}
+
+impl Known {
+    /// From a site's sums; they may turn out to be of no use.
+    fn of(moments: Option<Moments>, basis: Basis, damping: f64) -> (Self, Basis) {
+        let Some(moments) = moments else { return (Self::default(), basis) };
+        let mut known = Self { factor: None, importance: moments.importance(), amax: moments.amax() };
+        if let Some(hessian) = moments.into_hessian() {
+            match Factor::new(Threads::Pool, hessian, &FactorOptions { damping, order: Order::Activation }) {
+                Ok(factor) => known.factor = Some(factor),
+                // A layer whose activations overflow is still quantized, by its weights alone.
+                Err(_) => return (Self { importance: None, ..known }, Basis::Unusable),
+            }
+        }
+        (known, basis)
+    }
 }
 
 impl Evidence for Known {
@@ -217,7 +241,8 @@ impl Observer for Solver<'_, '_> {
         let open = |place: fn(usize) -> Place| {
             last.iter().any(|&expert| !self.is_finished(Site { layer, place: place(expert) }))
         };
-        self.layer = LayerState { pooling: place.map(open), pooled: [None, None], few };
+        let routed = counts.iter().sum();
+        self.layer = LayerState { pooling: place.map(open), pooled: [None, None], few, routed };
         let alone = (0..counts.len()).filter(|&expert| !self.layer.few[expert]).map(|expert| vec![expert]);
         let mut rounds: Vec<Vec<usize>> = alone.collect();
         if !last.is_empty() {
@@ -257,7 +282,8 @@ impl Observer for Solver<'_, '_> {
             }
             return Ok(());
         }
-        let (moments, basis) = self.basis(site, rows);
+        let basis = self.basis(site, rows);
+        let moments = self.sums(site, basis);
         self.solve(site, rows, moments, basis)
     }
 

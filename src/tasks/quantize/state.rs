@@ -1,8 +1,9 @@
 //! What a killed calibration leaves for the next process: the residual stream after the last finished layer.
 //!
 //! ```text
-//! OUT.partial/calibration/
+//! OUT.partial/scratch/
 //!   layer-N        float32, [tokens, hidden], before layer N
+//!   unusable-W     inputs of weight W were found not to be finite
 //!   state.json     {"layer": N, "digest": XXH3 of layer-N, "seen": [[weight, tokens, basis], ...]}
 //! ```
 //!
@@ -11,7 +12,7 @@
 
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
@@ -31,6 +32,21 @@ struct State {
     layer: usize,
     digest: String,
     seen: Vec<(usize, u64, Basis)>,
+}
+
+fn unusable(folder: &Path, weight: usize) -> PathBuf {
+    folder.join(format!("unusable-{weight}"))
+}
+
+/// Remembers that a weight's inputs were not finite, before it is quantized without them.
+pub(super) fn mark_unusable(folder: &Path, weight: usize) -> Result<()> {
+    let path = unusable(folder, weight);
+    fs::write(&path, []).with_context(|| format!("writing `{}`", path.display()))
+}
+
+/// Whether [`mark_unusable`] was called, by whatever process.
+pub(super) fn is_unusable(folder: &Path, weight: usize) -> bool {
+    unusable(folder, weight).exists()
 }
 
 /// Keeps the residual stream before `layer`, and what is known of weights so far.
