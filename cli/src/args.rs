@@ -4,7 +4,7 @@ use clap::builder::Styles;
 use clap::builder::styling::AnsiColor;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::commands::{completions, inspect, man, quantize, verify};
+use crate::commands::{completions, convert, inspect, man, quantize, verify};
 use crate::size::Size;
 
 const STYLES: Styles = Styles::styled()
@@ -104,6 +104,7 @@ pub(crate) enum Kernels {
 pub(crate) enum Command {
     Inspect(inspect::Arguments),
     Quantize(quantize::Arguments),
+    Convert(convert::Arguments),
     Verify(verify::Arguments),
     Completions(completions::Arguments),
     Man(man::Arguments),
