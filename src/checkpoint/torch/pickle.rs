@@ -66,8 +66,9 @@ enum Global {
     Size,
     /// A buffer of bytes, as `_extra_state` is saved.
     BytesIo,
-    /// How protocol 2 writes bytes.
+    /// How protocol 2 writes bytes, and no bytes.
     Encode,
+    Bytes,
     /// A storage type; `None` for the untyped one.
     Storage(Option<Dtype>),
     Dtype(Dtype),
@@ -104,6 +105,7 @@ fn global(module: &str, name: &str) -> Option<Global> {
         ("torch", "Size") => Global::Size,
         ("_io" | "io", "BytesIO") => Global::BytesIo,
         ("_codecs", "encode") => Global::Encode,
+        ("__builtin__" | "builtins", "bytes") => Global::Bytes,
         ("torch.storage", "UntypedStorage") => Global::Storage(None),
         ("torch", name) => {
             let (storage, _, dtype) = DTYPES.iter().find(|(storage, dtype, _)| name == *storage || name == *dtype)?;
@@ -336,7 +338,7 @@ impl<'a> Machine<'a> {
                 self.pop()
             }
             (Global::Size, [tuple @ Value::Tuple(_)]) => Ok(*tuple),
-            (Global::BytesIo | Global::Encode, _) => Ok(Value::Opaque),
+            (Global::BytesIo | Global::Encode | Global::Bytes, _) => Ok(Value::Opaque),
             _ => Err(self.broken("a known name with arguments that it does not take")),
         }
     }
