@@ -16,6 +16,6 @@ mod view;
 
 pub use expected::{Expected, expected};
 pub use names::Role;
-pub use stored::Expectation;
 pub use pieces::{Axis, Elements, Piece, Pieces, Scales};
+pub use stored::Expectation;
 pub use view::{Coding, Dialect, Llama4, Plane, Problem, ProblemKind, TensorId, Weight};

@@ -22,7 +22,9 @@ pub(super) fn stored_bytes(model: &Llama4, weight: &Weight) -> u64 {
 pub(super) fn parts(model: &Llama4, weight: &Weight) -> impl Iterator<Item = TensorId> {
     let parts = match weight.coding {
         Coding::Plain(plane) => [Some(plane.tensor), None, None, None],
-        Coding::Pieces(pieces) => return model.pieces[pieces].pieces.iter().map(|p| p.tensor).collect::<Vec<_>>().into_iter(),
+        Coding::Pieces(pieces) => {
+            return model.pieces[pieces].pieces.iter().map(|p| p.tensor).collect::<Vec<_>>().into_iter();
+        }
         Coding::Int4 { packed, scale, zero_point, shape, .. } => [Some(packed), Some(scale), zero_point, Some(shape)],
         Coding::Fp8 { weight, scale, input_scale, .. } => [Some(weight), Some(scale), input_scale, None],
     };
