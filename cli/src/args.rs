@@ -4,7 +4,7 @@ use clap::builder::Styles;
 use clap::builder::styling::AnsiColor;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::commands::{completions, inspect, man, quantize, verify};
+use crate::commands::{completions, diff, inspect, man, quantize, verify};
 use crate::size::Size;
 
 const STYLES: Styles = Styles::styled()
@@ -105,6 +105,7 @@ pub(crate) enum Command {
     Inspect(inspect::Arguments),
     Quantize(quantize::Arguments),
     Verify(verify::Arguments),
+    Diff(diff::Arguments),
     Completions(completions::Arguments),
     Man(man::Arguments),
 }

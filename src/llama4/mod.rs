@@ -6,11 +6,14 @@ pub mod config;
 mod decode;
 mod expected;
 pub mod names;
+mod parts;
 mod stored;
 pub mod tokenizer;
+mod values;
 mod view;
 
 pub use expected::{Expected, expected};
 pub use names::Role;
 pub use stored::Expectation;
+pub use values::{Values, block_rows};
 pub use view::{Coding, Llama4, Plane, Problem, ProblemKind, TensorId, Weight};

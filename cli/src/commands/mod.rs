@@ -1,6 +1,7 @@
 //! One file for each command: its arguments, what they mean, and the call.
 
 pub(crate) mod completions;
+pub(crate) mod diff;
 pub(crate) mod inspect;
 pub(crate) mod man;
 pub(crate) mod quantize;
@@ -18,6 +19,7 @@ pub(crate) fn run(command: Command, context: &Context) -> Result<Outcome> {
         Command::Inspect(arguments) => inspect::run(arguments, context),
         Command::Quantize(arguments) => quantize::run(arguments, context),
         Command::Verify(arguments) => verify::run(arguments, context),
+        Command::Diff(arguments) => diff::run(arguments, context),
         Command::Completions(arguments) => completions::run(&arguments),
         Command::Man(arguments) => man::run(&arguments),
     }

@@ -9,10 +9,9 @@ use std::collections::BTreeSet;
 
 use serde::Serialize;
 
-use super::stored::{label, stored_bytes};
 use super::total;
 use crate::llama4::config::TextConfig;
-use crate::llama4::{Expected, Llama4, Role};
+use crate::llama4::{Expected, Llama4, Role, Weight};
 use crate::quant::scheme::Scheme;
 
 /// An H100 80GB has 81,559 MiB (`nvidia-smi`).
@@ -189,9 +188,9 @@ fn kv_bytes(text: &TextConfig, (growing, chunked): (u64, u64), heads: u64, numbe
 }
 
 fn as_stored(model: &Llama4, budget: u64) -> SchemeMemory {
-    let labels: BTreeSet<String> = model.weights.iter().map(label).collect();
+    let labels: BTreeSet<String> = model.weights.iter().map(Weight::label).collect();
     let weights =
-        || model.weights.iter().map(|weight| (replicated(weight.role, &weight.shape), stored_bytes(model, weight)));
+        || model.weights.iter().map(|weight| (replicated(weight.role, &weight.shape), model.stored_bytes(weight)));
     SchemeMemory {
         scheme: Vec::from_iter(labels).join("+"),
         weights_bytes: Some(total(weights().map(|(_, bytes)| bytes))),

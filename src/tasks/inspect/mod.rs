@@ -7,7 +7,6 @@ mod experts;
 mod foreign;
 mod memory;
 mod settings;
-mod stored;
 mod tensors;
 
 use std::collections::BTreeMap;
@@ -23,7 +22,6 @@ pub use tensors::TensorLine;
 
 use crate::dtype::Dtype;
 use crate::llama4::{Expected, Llama4, Problem, ProblemKind, Role, expected};
-use stored::{label, stored_bytes};
 
 /// What to inspect.
 #[derive(Clone, Debug)]
@@ -228,8 +226,8 @@ fn components(model: &Llama4) -> Vec<Component> {
         let component = &mut components[index];
         component.weights += 1;
         component.parameters += weight.numel();
-        component.bytes += stored_bytes(model, weight);
-        *component.stored_as.entry(label(weight)).or_default() += 1;
+        component.bytes += model.stored_bytes(weight);
+        *component.stored_as.entry(weight.label()).or_default() += 1;
     }
     components
 }
@@ -237,10 +235,10 @@ fn components(model: &Llama4) -> Vec<Component> {
 fn quantization(model: &Llama4) -> Quantization {
     let mut schemes: BTreeMap<String, SchemeCount> = BTreeMap::new();
     for weight in model.weights.iter().filter(|weight| weight.coding.scheme().is_some()) {
-        let count = schemes.entry(label(weight)).or_default();
+        let count = schemes.entry(weight.label()).or_default();
         count.weights += 1;
         count.parameters += weight.numel();
-        count.bytes += stored_bytes(model, weight);
+        count.bytes += model.stored_bytes(weight);
         *count.by_role.entry(weight.role.component()).or_default() += 1;
     }
     for count in schemes.values_mut() {

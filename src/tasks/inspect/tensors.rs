@@ -4,7 +4,6 @@ use std::collections::HashMap;
 
 use serde::Serialize;
 
-use super::stored::parts;
 use crate::checkpoint::TensorInfo;
 use crate::dtype::Dtype;
 use crate::llama4::names::{Part, Prefixes};
@@ -43,7 +42,7 @@ pub struct TensorLine {
 pub(super) fn lines(model: &Llama4, promised: &[Expected]) -> Vec<TensorLine> {
     let tensors = model.checkpoint.tensors();
     let mut weights = vec![0; tensors.len()];
-    for tensor in model.weights.iter().flat_map(parts) {
+    for tensor in model.weights.iter().flat_map(|weight| weight.coding.tensors()) {
         weights[tensor] += 1;
     }
     // By the promise, not by what was found: a tensor of the wrong shape still has a place in the model.
