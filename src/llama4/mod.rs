@@ -5,6 +5,7 @@
 pub mod config;
 mod decode;
 mod expected;
+pub mod memory;
 pub mod names;
 mod parts;
 mod stored;

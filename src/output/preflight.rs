@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use serde::Serialize;
 
 use super::partial::{self, nearest_existing};
 use super::plan::Plan;
@@ -80,4 +81,59 @@ pub fn check_disk(out: &Path, bytes: u64) -> Result<()> {
         format!("the disk of `{}` has {free} bytes free, and the output needs {needed}", out.display()),
         "free some space, or choose an output on another disk",
     ))
+}
+
+/// What a run of a plan would read, write and need.
+#[derive(Clone, Debug, Serialize)]
+pub struct Forecast {
+    /// Bytes to read.
+    pub bytes_in: u64,
+    /// Bytes of weight files.
+    pub bytes_out: u64,
+    /// Weight files, with their sizes and the number of tensors in each.
+    pub files: Vec<PlannedFile>,
+    /// Number of tensors.
+    pub tensors: usize,
+    /// Number of tasks.
+    pub tasks: usize,
+    /// Most resident memory.
+    pub memory_bytes: u64,
+    /// Free space on the output's disk.
+    pub disk_free_bytes: u64,
+    /// Whether the disk has room.
+    pub disk_fits: bool,
+}
+
+/// A weight file that would be made.
+#[derive(Clone, Debug, Serialize)]
+pub struct PlannedFile {
+    /// Its name.
+    pub name: String,
+    /// Its size.
+    pub bytes: u64,
+    /// Tensors in it.
+    pub tensors: usize,
+}
+
+impl Forecast {
+    /// Of a run of `plan` that makes `out`.
+    ///
+    /// # Errors
+    /// The memory bound is too small, or the disk does not answer.
+    pub fn new(plan: &Plan, out: &Path, control: &Control<'_>) -> Result<Self> {
+        let disk_free_bytes = disk_free(out)?;
+        let files = plan.files.iter();
+        Ok(Self {
+            bytes_in: plan.source_bytes(),
+            bytes_out: plan.bytes(),
+            files: files
+                .map(|file| PlannedFile { name: file.name.clone(), bytes: file.bytes, tensors: file.tensors.len() })
+                .collect(),
+            tensors: plan.tensors.len(),
+            tasks: plan.tasks.len(),
+            memory_bytes: memory_bytes(plan, control)?,
+            disk_free_bytes,
+            disk_fits: disk_free_bytes >= disk_needed(out, plan.bytes()),
+        })
+    }
 }

@@ -16,7 +16,8 @@ use anyhow::Result;
 use serde::Serialize;
 
 pub use experts::ExpertLayer;
-pub use memory::{Device, Fit, KvBytes, KvCache, Memory, SchemeMemory, Suggestion, USABLE};
+pub use crate::llama4::memory::{Device, KvBytes, KvCache, USABLE};
+pub use memory::{Fit, Memory, SchemeMemory, Suggestion};
 pub use settings::{RopeSettings, Settings, VisionSettings};
 pub use tensors::TensorLine;
 
