@@ -200,7 +200,7 @@ fn what_is_missing_misshapen_or_not_a_number_is_told() {
     edit(&b, |tensors| {
         tensors.retain(|tensor| !tensor.name.ends_with("layers.0.self_attn.v_proj.weight"));
         tensor(tensors, "layers.0.feed_forward.router.weight").set(3, &bf16(f32::NAN));
-        tensor(tensors, "layers.1.input_layernorm.weight").shape = vec![2, 32];
+        tensor(tensors, "language_model.model.layers.1.input_layernorm.weight").shape = vec![2, 32];
         let extra = Tensor { name: "language_model.model.extra".into(), ..tensors[0].clone() };
         tensors.push(extra);
     });

@@ -223,6 +223,12 @@ impl Prefixes {
         name
     }
 
+    /// The physical name of a layer's fused experts; `part` is one of the two that are fused.
+    pub fn fused(self, layer: usize, part: Part) -> String {
+        let name = if part == Part::FusedGateUp { "gate_up_proj" } else { "down_proj" };
+        self.physical(&format!("layers.{layer}.feed_forward.experts.{name}"))
+    }
+
     /// Splits a physical tensor name into the logical module and the part; `None` if it stands outside these prefixes.
     ///
     /// A fused expert tensor gives its own module name, `layers.N.feed_forward.experts`.

@@ -176,6 +176,11 @@ impl Llama4 {
         self.by_name.get(name).map(|&index| &self.weights[index])
     }
 
+    /// The position in [`Llama4::weights`] of the weight with that logical name.
+    pub fn position(&self, name: &str) -> Option<usize> {
+        self.by_name.get(name).copied()
+    }
+
     /// Refuses a checkpoint whose weights are not all there as promised.
     ///
     /// # Errors

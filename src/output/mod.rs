@@ -6,6 +6,7 @@
 
 pub mod companions;
 pub mod executor;
+mod fusing;
 pub mod gate;
 pub mod hash;
 mod header;
@@ -19,6 +20,7 @@ pub mod plan;
 pub mod preflight;
 pub mod quantization_config;
 mod quantizing;
+pub mod repacking;
 pub mod tensor_file;
 pub mod work;
 

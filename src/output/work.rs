@@ -8,6 +8,7 @@ use std::ops::Range;
 
 use anyhow::Result;
 
+use super::fusing;
 use super::modules::Target;
 use super::plan::Region;
 use super::quantizing;
@@ -37,6 +38,13 @@ pub enum Work {
         weight: usize,
         /// Output rows.
         outs: Range<usize>,
+    },
+    /// Inputs of one expert's plain matrices `[out, in]`, side by side as rows `[in, out]` of a fused tensor.
+    Fuse {
+        /// Indices into the model's weights: `gate` and `up`, or `down`.
+        weights: Vec<usize>,
+        /// Inputs.
+        inputs: Range<usize>,
     },
     /// Rows of matrices in a quantized scheme. Several matrices are slices of the same fused rows.
     Quantize(Vec<Quantized>),
@@ -144,7 +152,7 @@ impl Work {
     pub fn parts(&self) -> usize {
         match self {
             Self::Quantize(parts) => parts.len(),
-            Self::Copy { .. } | Self::Unfuse { .. } => 0,
+            Self::Copy { .. } | Self::Unfuse { .. } | Self::Fuse { .. } => 0,
         }
     }
 
@@ -153,6 +161,7 @@ impl Work {
         let weight = match self {
             Self::Copy { tensor, .. } => return *tensor,
             Self::Unfuse { weight, .. } => *weight,
+            Self::Fuse { weights, .. } => weights[0],
             Self::Quantize(parts) => parts[0].weight,
         };
         match model.weights[weight].coding {
@@ -171,6 +180,7 @@ impl Work {
         match self {
             Self::Copy { range, .. } => range.end - range.start,
             Self::Unfuse { weight, outs } => rows(*weight, outs),
+            Self::Fuse { weights, inputs } => fusing::bytes(model, weights, inputs),
             Self::Quantize(parts) => parts.iter().map(|part| rows(part.weight, &part.outs)).sum(),
         }
     }
@@ -190,6 +200,7 @@ impl Work {
         match self {
             Self::Copy { .. } => 0,
             Self::Unfuse { weight, .. } => stripe(*weight, 1),
+            Self::Fuse { weights, .. } => stripe(weights[0], 1),
             Self::Quantize(parts) => {
                 let sums = parts.iter().map(|part| 40 * part.outs.len() as u64).sum::<u64>();
                 let zero_points: u64 = parts.iter().map(|part| quantizing::zero_point_bytes(model, part)).sum();
@@ -214,6 +225,11 @@ impl Work {
                 unfuse(model, &model.weights[*weight], outs.clone(), slots[0].get_mut())?;
                 Ok(Vec::new())
             }
+            Self::Fuse { weights, inputs } => {
+                let (mut slots, _) = buffers.prepare(writes);
+                fusing::run(model, weights, inputs, slots[0].get_mut())?;
+                Ok(Vec::new())
+            }
             Self::Quantize(parts) => {
                 let (slots, decoded) = buffers.prepare(writes);
                 quantizing::run(model, parts, slots, decoded)
@@ -225,7 +241,7 @@ impl Work {
     pub fn results<'a>(&self, model: &'a Llama4, buffers: &'a Buffers, writes: &[Region]) -> Vec<&'a [u8]> {
         match self {
             Self::Copy { tensor, range, .. } => vec![model.checkpoint.range(*tensor, range.clone())],
-            Self::Unfuse { .. } | Self::Quantize(_) => buffers.written(writes),
+            Self::Unfuse { .. } | Self::Fuse { .. } | Self::Quantize(_) => buffers.written(writes),
         }
     }
 

@@ -3,6 +3,7 @@
 pub mod diff;
 pub mod inspect;
 pub mod quantize;
+pub mod repack;
 pub mod verify;
 
 /// The most memory that this process had resident at any time, where the system tells (Linux).

@@ -5,6 +5,7 @@ pub(crate) mod diff;
 pub(crate) mod inspect;
 pub(crate) mod man;
 pub(crate) mod quantize;
+pub(crate) mod repack;
 pub(crate) mod verify;
 
 use anyhow::Result;
@@ -18,6 +19,7 @@ pub(crate) fn run(command: Command, context: &Context) -> Result<Outcome> {
     match command {
         Command::Inspect(arguments) => inspect::run(arguments, context),
         Command::Quantize(arguments) => quantize::run(arguments, context),
+        Command::Repack(arguments) => repack::run(arguments, context),
         Command::Verify(arguments) => verify::run(arguments, context),
         Command::Diff(arguments) => diff::run(arguments, context),
         Command::Completions(arguments) => completions::run(&arguments),

@@ -4,6 +4,7 @@ pub(crate) mod diff;
 mod forecast;
 pub(crate) mod inspect;
 pub(crate) mod quantize;
+pub(crate) mod repack;
 mod table;
 pub(crate) mod verify;
 
