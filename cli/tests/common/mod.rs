@@ -6,6 +6,7 @@
 #![allow(dead_code, clippy::unwrap_used)]
 
 pub(crate) mod oracle;
+pub(crate) mod sparse;
 
 use std::collections::BTreeMap;
 use std::fs;
