@@ -4,7 +4,7 @@ use clap::builder::Styles;
 use clap::builder::styling::AnsiColor;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::commands::{completions, diff, inspect, man, quantize, repack, verify};
+use crate::commands::{completions, convert, diff, inspect, man, quantize, repack, verify};
 use crate::size::Size;
 
 const STYLES: Styles = Styles::styled()
@@ -104,6 +104,7 @@ pub(crate) enum Kernels {
 pub(crate) enum Command {
     Inspect(inspect::Arguments),
     Quantize(quantize::Arguments),
+    Convert(convert::Arguments),
     Repack(repack::Arguments),
     Verify(verify::Arguments),
     Diff(diff::Arguments),

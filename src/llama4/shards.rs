@@ -7,6 +7,13 @@
 use super::names::{Part, Role};
 use crate::quant::scheme::Scheme;
 
+/// Key of a file's metadata: which rank it is, from 0.
+pub const RANK_KEY: &str = "l4tool.rank";
+/// Key of a file's metadata: how many ranks there are.
+pub const RANKS_KEY: &str = "l4tool.ranks";
+/// Key of a file's metadata: a digest of a sample of the model.
+pub const MODEL_KEY: &str = "l4tool.model";
+
 /// How a weight is divided among ranks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cut {

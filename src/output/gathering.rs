@@ -48,8 +48,9 @@ pub(super) fn run(model: &Llama4, strips: &[Strip], rows: u64, float: Option<Flo
             {
                 let value = float.read(&from[at * float.bytes()..]);
                 let element = (strip.start as usize + row * stride) / float.bytes() + at;
-                let name = model.checkpoint.tensors()[strip.tensor].name.clone();
-                return Err(BadWeight { name, what: format!("the value {value} at element {element} is not finite") }.into());
+                let name = &model.checkpoint.tensors()[strip.tensor].name;
+                let what = format!("the value {value} at element {element} is not finite");
+                return Err(BadWeight::new(name, what).into());
             }
             target[row * row_bytes as usize + column..][..run].copy_from_slice(from);
         }

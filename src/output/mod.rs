@@ -4,10 +4,13 @@
 //! the result again; [`partial`] makes it appear in one step; [`job`] is all of that in order. This layer knows no
 //! command: `quantize`, `convert` and `repack` are ways to make a plan. Only this layer creates files.
 
+pub mod assembling;
+pub mod casting;
 pub mod companions;
+pub mod converting;
 pub mod executor;
-mod fusing;
 pub mod gate;
+pub mod gathering;
 pub mod hash;
 mod header;
 pub mod job;
@@ -21,6 +24,7 @@ pub mod preflight;
 pub mod quantization_config;
 mod quantizing;
 pub mod repacking;
+pub mod sharding;
 pub mod tensor_file;
 pub mod work;
 

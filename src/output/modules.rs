@@ -8,7 +8,7 @@ use super::plan::{OutTensorId, PlanBuilder, Region, Task};
 use super::work::{Quantized, Work};
 use crate::dtype::Dtype;
 use crate::kernels::Float;
-use crate::llama4::names::{Part, Prefixes};
+use crate::llama4::names::{Part, Prefixes, without_rank};
 use crate::llama4::{Coding, Llama4, Plane, Weight};
 use crate::quant::scheme::Scheme;
 use crate::quant::{Layout, Method};
@@ -18,7 +18,7 @@ use crate::quant::{Layout, Method};
 pub(super) const TASK_OUTPUT_BYTES_MAX: u64 = 96 << 20;
 
 /// Bytes that a copying task moves.
-const COPY_BYTES: u64 = 16 << 20;
+pub(super) const COPY_BYTES: u64 = 16 << 20;
 
 /// Outputs are divided among tasks at multiples of this: rows of an FP8 block, and of packed zero points.
 const TASK_OUTS: usize = 128;
@@ -153,7 +153,7 @@ fn plan_quantized(
 }
 
 /// Rows of `row_bytes` each, out of `out`, that one task writes.
-fn outs_per_task(bytes_max: u64, row_bytes: u64, out: usize) -> usize {
+pub(super) fn outs_per_task(bytes_max: u64, row_bytes: u64, out: usize) -> usize {
     let fitting = usize::try_from(bytes_max / row_bytes.max(1)).unwrap_or(usize::MAX);
     (fitting / TASK_OUTS * TASK_OUTS).clamp(TASK_OUTS, out.next_multiple_of(TASK_OUTS))
 }
@@ -202,31 +202,34 @@ pub(super) fn plan_as(
     if let Coding::Plain(plane) = weight.coding {
         return match plane.layout {
             Layout::InOut => plan_unfused(bytes_max, builder, model, index, plane, name),
-            Layout::OutIn => plan_copy(builder, model, plane.tensor, renamed(model, weight, plane.tensor, name), Some(plane.float)),
+            Layout::OutIn => {
+                let name = renamed(model, weight, plane.tensor, name);
+                plan_copy_as(name, builder, model, plane.tensor, Some(plane.float))
+            }
         };
     }
     for tensor in weight.coding.tensors() {
-        plan_copy(builder, model, tensor, renamed(model, weight, tensor, name), None)?;
+        plan_copy_as(renamed(model, weight, tensor, name), builder, model, tensor, None)?;
     }
     Ok(())
 }
 
 /// The name of a tensor of `weight` if the weight is called `name`.
 fn renamed(model: &Llama4, weight: &Weight, tensor: usize, name: &str) -> String {
-    let stored = &model.checkpoint.tensors()[tensor].name;
+    let stored = without_rank(&model.checkpoint.tensors()[tensor].name);
     let prefixes = Prefixes::of(model.config.model);
     match prefixes.split(stored) {
         Some((_, part)) if weight.name != name => format!("{}{}", prefixes.physical(name), part.suffix()),
-        _ => stored.clone(),
+        _ => stored.to_owned(),
     }
 }
 
-/// A tensor whose bytes stay the same; floats are looked at on the way.
-fn plan_copy(
+/// A tensor whose bytes stay the same, under any name; floats are looked at on the way.
+pub(super) fn plan_copy_as(
+    name: String,
     builder: &mut PlanBuilder,
     model: &Llama4,
     source: usize,
-    name: String,
     float: Option<Float>,
 ) -> Result<()> {
     let info = &model.checkpoint.tensors()[source];

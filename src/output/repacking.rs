@@ -5,6 +5,8 @@
 
 use anyhow::{Result, bail};
 
+use super::assembling::Assembled;
+use super::casting::Overflow;
 use super::modules::{TASK_OUTPUT_BYTES_MAX, plan_as, plan_range};
 use super::plan::{PlanBuilder, Region, Task};
 use super::work::Work;
@@ -106,7 +108,7 @@ fn fuse(
         matches!(model.weights[weight].coding, Coding::Plain(plane) if plane.layout == Layout::OutIn && plane.float == float)
     };
     if let Some(&odd) = experts.iter().flatten().find(|weight| !plain(weight)) {
-        let label = model.weights[odd].label();
+        let label = model.label(&model.weights[odd]);
         bail!("`{}` is {label}, and others of its layer are not; experts are fused in one format", model.weights[odd].name);
     }
     let (_, input) = model.weights[experts[0][0]].matrix();
@@ -115,14 +117,16 @@ fn fuse(
     let tensor = builder.tensor(name, float.dtype(), vec![experts.len() as u64, input as u64, width])?;
     let row = width * float.bytes() as u64;
     let step = usize::try_from(TASK_OUTPUT_BYTES_MAX / row.max(1)).unwrap_or(usize::MAX).clamp(1, input);
+    let out = model.weights[experts[0][0]].matrix().0;
     for (position, weights) in experts.iter().enumerate() {
         for first in (0..input).step_by(step) {
-            let inputs = first..(first + step).min(input);
-            let bytes = inputs.len() as u64 * row;
+            let ins = first..(first + step).min(input);
             let start = (position as u64 * input as u64 + first as u64) * row;
-            let work = Work::Fuse { weights: weights.clone(), inputs };
-            let memory = bytes + work.working_bytes(model);
-            builder.task(Task { work, writes: vec![Region { tensor, start, bytes }], source_bytes: bytes, memory });
+            let region = Region { tensor, start, bytes: ins.len() as u64 * row };
+            let (weights, layout, overflow) = (weights.clone(), Layout::InOut, Overflow::Refuse);
+            let work = Work::Assemble(Assembled { weights, outs: 0..out, ins, layout, float, overflow });
+            let (source_bytes, memory) = (work.source_bytes(model), region.bytes + work.working_bytes(model));
+            builder.task(Task { work, writes: vec![region], source_bytes, memory });
         }
     }
     Ok(())

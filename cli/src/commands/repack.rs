@@ -35,7 +35,7 @@ enum KvDtype {
 ///
 /// The weights stay what they are; only where they lie changes. `scout-1xh100`: a few large files in loading order, data
 /// aligned for direct reads. `maverick-8xh100`: each rank's experts in files of their own, what all ranks need apart;
-/// for any number of --ranks. `hf`: back to ordinary files. If weights and KV cache do not fit, nothing is written and
+/// for any number of --ranks. `tp8`: each rank's part of every weight, cut as Meta does it. `hf`: back to ordinary files. If weights and KV cache do not fit, nothing is written and
 /// the exit code is 1.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
@@ -49,10 +49,10 @@ pub(crate) struct Arguments {
     /// The folder to make
     #[arg(short, long = "output", value_name = "OUT")]
     output: PathBuf,
-    /// One of hf, scout-1xh100, maverick-8xh100
+    /// One of hf, scout-1xh100, maverick-8xh100, tp8
     #[arg(long, value_name = "NAME")]
     layout: Layout,
-    /// Ranks to spread experts over [default: 8]
+    /// Ranks of the layouts that have them [default: 8]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     ranks: Option<u16>,
     /// How experts are spread over ranks

@@ -1,5 +1,6 @@
 //! Reports as text for people. Nothing here computes what a report does not hold.
 
+pub(crate) mod convert;
 pub(crate) mod diff;
 mod forecast;
 pub(crate) mod inspect;

@@ -37,8 +37,8 @@ pub(super) fn memory(a: &Weight, b: &Weight) -> u64 {
 /// Compares two weights of one name.
 pub(super) fn compare(a: Side<'_>, b: Side<'_>, buffers: &mut Buffers) -> WeightDiff {
     let mut report = WeightDiff::new(a.weight, Status::Identical);
-    report.a = Some(a.weight.label());
-    report.b = Some(b.weight.label());
+    report.a = Some(a.model.label(a.weight));
+    report.b = Some(b.model.label(b.weight));
     if a.weight.shape != b.weight.shape {
         report.status = Status::Shape;
         report.message = Some(format!("has shape {:?} in A and {:?} in B", a.weight.shape, b.weight.shape));

@@ -123,7 +123,7 @@ impl<'a> Problems<'a> {
             (true, true) => Status::OnlyInA,
             (true, false) => Status::OnlyInB,
         };
-        let [a, b] = [pair.a, pair.b].map(|side| side.map(|side| side.weight.label()));
+        let [a, b] = [pair.a, pair.b].map(|side| side.map(|side| side.model.label(side.weight)));
         let message = (!messages.is_empty()).then(|| messages.join("; "));
         WeightDiff { name, role, layer, expert, status, a, b, difference: None, message }
     }

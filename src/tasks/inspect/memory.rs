@@ -11,7 +11,7 @@ use serde::Serialize;
 use super::total;
 use crate::llama4::config::TextConfig;
 use crate::llama4::memory::{BF16_BYTES, Device, KvCache, cannot_split, context, is_replicated, kv_cache};
-use crate::llama4::{Expected, Llama4, Weight};
+use crate::llama4::{Expected, Llama4};
 use crate::quant::scheme::Scheme;
 
 /// Numbers of GPUs that are looked at.
@@ -95,7 +95,7 @@ pub(super) fn view(model: &Llama4, promised: &[Expected]) -> Memory {
 }
 
 fn as_stored(model: &Llama4, budget: u64) -> SchemeMemory {
-    let labels: BTreeSet<String> = model.weights.iter().map(Weight::label).collect();
+    let labels: BTreeSet<String> = model.weights.iter().map(|weight| model.label(weight)).collect();
     let weights =
         || model.weights.iter().map(|weight| (is_replicated(weight.role, &weight.shape), model.stored_bytes(weight)));
     SchemeMemory {

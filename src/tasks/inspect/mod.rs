@@ -22,7 +22,7 @@ pub use settings::{RopeSettings, Settings, VisionSettings};
 pub use tensors::TensorLine;
 
 use crate::dtype::Dtype;
-use crate::llama4::{Expected, Llama4, Problem, ProblemKind, Role, expected};
+use crate::llama4::{Dialect, Expected, Llama4, Problem, ProblemKind, Role, expected};
 
 /// What to inspect.
 #[derive(Clone, Debug)]
@@ -161,7 +161,10 @@ pub fn run(options: &Options) -> Result<Report> {
     Ok(Report {
         schema: "l4tool.inspect/1",
         checkpoint: options.source.clone(),
-        format: "safetensors",
+        format: match model.dialect {
+            Dialect::HuggingFace => "safetensors",
+            Dialect::Meta => "torch",
+        },
         architecture: model.config.model.architecture(),
         complete: problems.iter().all(|problem| problem.kind == ProblemKind::Unexpected),
         config: Settings::of(&model.config),
@@ -228,7 +231,7 @@ fn components(model: &Llama4) -> Vec<Component> {
         component.weights += 1;
         component.parameters += weight.numel();
         component.bytes += model.stored_bytes(weight);
-        *component.stored_as.entry(weight.label()).or_default() += 1;
+        *component.stored_as.entry(model.label(weight)).or_default() += 1;
     }
     components
 }
@@ -236,7 +239,7 @@ fn components(model: &Llama4) -> Vec<Component> {
 fn quantization(model: &Llama4) -> Quantization {
     let mut schemes: BTreeMap<String, SchemeCount> = BTreeMap::new();
     for weight in model.weights.iter().filter(|weight| weight.coding.scheme().is_some()) {
-        let count = schemes.entry(weight.label()).or_default();
+        let count = schemes.entry(model.label(weight)).or_default();
         count.weights += 1;
         count.parameters += weight.numel();
         count.bytes += model.stored_bytes(weight);

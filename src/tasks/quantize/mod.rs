@@ -65,6 +65,7 @@ impl<'a> Job<'a> {
     pub fn new(options: &'a Options) -> Result<Self> {
         let model = Llama4::open(&options.source)?;
         model.require_complete()?;
+        model.require_joined()?;
         let choice = Choice::make(&model, &options.selection)?;
         if !options.requantize {
             refuse_requantizing(&model, &choice)?;

@@ -7,9 +7,14 @@ use std::str::FromStr;
 use anyhow::Result;
 
 use super::placement::slots;
-use crate::llama4::{Llama4, Role};
+use crate::llama4::names::logical_name;
+use crate::llama4::shards::{MODEL_KEY, RANK_KEY, RANKS_KEY};
+use crate::llama4::{Coding, Llama4, Role};
+use crate::output::hash::sha256;
 use crate::output::plan::{FileGroup, Plan, PlanBuilder};
 use crate::output::repacking::{plan_expert, plan_fused, plan_router, plan_weight};
+use crate::output::sharding::{Rank, plan_fused_joined, plan_fused_part, plan_joined, plan_part};
+use crate::quant;
 
 /// Data begin at multiples of this in layouts for fast loading: the block size of direct reads.
 const ALIGNMENT: u64 = 4096;
@@ -29,11 +34,17 @@ pub enum Layout {
     OneGpu,
     /// For expert parallelism: what all ranks need apart from each rank's experts.
     Ranks,
+    /// For programs that load one file per rank of tensor parallelism: every weight cut into equal parts, as Meta does it.
+    Shards,
 }
 
 /// Every layout by name.
-const NAMES: [(&str, Layout); 3] =
-    [("hf", Layout::Hf), ("scout-1xh100", Layout::OneGpu), ("maverick-8xh100", Layout::Ranks)];
+const NAMES: [(&str, Layout); 4] = [
+    ("hf", Layout::Hf),
+    ("scout-1xh100", Layout::OneGpu),
+    ("maverick-8xh100", Layout::Ranks),
+    ("tp8", Layout::Shards),
+];
 
 impl FromStr for Layout {
     type Err = String;
@@ -68,14 +79,21 @@ pub(super) fn plan(
     ranks: usize,
     file_bytes_max: Option<u64>,
 ) -> Result<Plan> {
-    let default = if layout == Layout::Hf { FILE_BYTES } else { LARGE_FILE_BYTES };
+    let default = match layout {
+        Layout::Hf => FILE_BYTES,
+        Layout::OneGpu | Layout::Ranks => LARGE_FILE_BYTES,
+        // One file for each rank, however large.
+        Layout::Shards => u64::MAX,
+    };
     let mut builder = PlanBuilder::new(file_bytes_max.unwrap_or(default));
     builder.interleave();
     if layout != Layout::Hf {
         builder.align(ALIGNMENT);
     }
     match layout {
+        Layout::Hf if !model.shards.is_empty() => joined(&mut builder, model)?,
         Layout::Hf | Layout::OneGpu => in_order(&mut builder, model, layout, orders)?,
+        Layout::Shards => in_shards(&mut builder, model, ranks)?,
         Layout::Ranks => by_rank(&mut builder, model, orders, ranks)?,
     }
     builder.finish()
@@ -135,6 +153,70 @@ fn by_rank(builder: &mut PlanBuilder, model: &Llama4, orders: &Orders, ranks: us
         }
     }
     Ok(())
+}
+
+/// Each rank's part of every weight, in files that say what they are.
+fn in_shards(builder: &mut PlanBuilder, model: &Llama4, ranks: usize) -> Result<()> {
+    let digest = sample(model);
+    for rank in 0..ranks {
+        let numbers = [(RANK_KEY, rank.to_string()), (RANKS_KEY, ranks.to_string()), (MODEL_KEY, digest.clone())];
+        let metadata = numbers.map(|(key, value)| (key.to_owned(), value)).to_vec();
+        builder.begin_group(FileGroup { stem: format!("consolidated.{rank:02}"), metadata, is_rank: true });
+        let at = Rank { rank, ranks };
+        for (index, weight) in model.weights.iter().enumerate() {
+            builder.begin_module();
+            match fused_experts(model, index) {
+                Some((gate, down)) if weight.role == Role::ExpertGate && weight.expert == Some(0) => {
+                    plan_fused_part(builder, model, gate, down, at)?;
+                }
+                Some(_) => {}
+                None => plan_part(builder, model, index, at)?,
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Every weight put together from the ranks' parts.
+fn joined(builder: &mut PlanBuilder, model: &Llama4) -> Result<()> {
+    for (index, weight) in model.weights.iter().enumerate() {
+        builder.begin_module();
+        match fused_experts(model, index) {
+            Some((gate, down)) if weight.role == Role::ExpertGate && weight.expert == Some(0) => {
+                plan_fused_joined(builder, model, gate, down)?;
+            }
+            Some(_) => {}
+            None => plan_joined(builder, model, index)?,
+        }
+    }
+    Ok(())
+}
+
+/// For a weight inside fused tensors, the first expert's `gate` and `down`.
+fn fused_experts(model: &Llama4, index: usize) -> Option<(usize, usize)> {
+    let weight = &model.weights[index];
+    weight.expert?;
+    let coding = model.shards_of(weight).first().unwrap_or(&weight.coding);
+    let is_fused = matches!(coding, Coding::Plain(plane) if plane.layout == quant::Layout::InOut);
+    let first = |role: Role| model.position(&logical_name(role, weight.layer, Some(0)));
+    is_fused.then_some((first(Role::ExpertGate)?, first(Role::ExpertDown)?))
+}
+
+/// Bytes of each tensor that a sample looks at.
+const SAMPLED_BYTES: u64 = 64;
+
+/// A digest of the first bytes of what is no expert's and of each layer's first expert: two models, fine-tunes of one
+/// another included, hardly ever agree on all of them.
+fn sample(model: &Llama4) -> String {
+    let mut seen = Vec::new();
+    for weight in model.weights.iter().filter(|weight| weight.expert.is_none_or(|expert| expert == 0)) {
+        seen.extend_from_slice(weight.name.as_bytes());
+        for id in weight.coding.tensors() {
+            let bytes = model.checkpoint.tensors()[id].bytes.min(SAMPLED_BYTES);
+            seen.extend_from_slice(model.checkpoint.range(id, 0..bytes));
+        }
+    }
+    sha256(&seen)[..32].to_owned()
 }
 
 /// A weight that is no expert's; a router's rows follow the experts.

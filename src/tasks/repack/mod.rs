@@ -17,7 +17,7 @@ use anyhow::{Context, Result};
 
 use crate::error::hint;
 use crate::llama4::names::logical_name;
-use crate::llama4::{Llama4, Weight};
+use crate::llama4::{Coding, Llama4, Weight};
 use crate::output::companions::{self, Card, Companion};
 use crate::output::hash::sha256;
 use crate::output::partial::Existing;
@@ -25,7 +25,7 @@ use crate::output::plan::Plan;
 use crate::output::quantization_config::quantization_config;
 use crate::output::{job, origin};
 use crate::progress::Control;
-use crate::quant::scheme::Scheme;
+use crate::quant::{self, scheme::Scheme};
 
 pub use fit::Fit;
 pub use layout::{Layout, Orders};
@@ -38,6 +38,9 @@ const RANKS: usize = 8;
 
 /// Most ranks: every one has a file of its own.
 const RANKS_MAX: usize = 512;
+
+/// Most rank shards: their files are named by two digits.
+const SHARDS_MAX: usize = 100;
 
 /// What to do.
 #[derive(Clone, Debug)]
@@ -99,6 +102,7 @@ impl<'a> Job<'a> {
         let is_own = |order: &Vec<usize>| order.iter().copied().eq(0..order.len());
         let was_moved = !source.values().all(is_own);
         let orders = order::compose(source, placement.as_ref());
+        check_shards(options, &model, &orders, ranks)?;
         let plan = layout::plan(&model, options.layout, &orders, ranks, options.shard_bytes_max)?;
         let mut warnings = warnings(&model, options.layout);
         if was_moved {
@@ -151,6 +155,7 @@ impl<'a> Job<'a> {
     /// [`crate::error::Interrupted`] after a safe stop. The output does not exist then.
     pub fn run(&self, control: &Control<'_>) -> Result<Report> {
         let began = Instant::now();
+        self.model.check_copies()?;
         let stored = self.stored();
         let promised: Vec<_> =
             self.model.weights.iter().zip(&stored).map(|(weight, scheme)| (weight.name.as_str(), *scheme)).collect();
@@ -196,7 +201,10 @@ impl<'a> Job<'a> {
             own => own.clone(),
         };
         files.push(companions::pretty("config.json", &model.config.output_document(quantization)));
-        files.push(companions::index(plan));
+        if options.layout != Layout::Shards {
+            // Ranks have tensors of the same names, so there is nothing that an index could say.
+            files.push(companions::index(plan));
+        }
         files.extend(placement.as_ref().map(order::companion));
         let about = format!(
             "The weights are those of the original, in files for the layout `{}`; {:.1} GB. `l4tool.manifest.json` says what every
@@ -231,6 +239,17 @@ fn ranks(options: &Options, model: &Llama4) -> Result<usize> {
     let experts = model.config.text.num_local_experts;
     let ranks = match options.layout {
         Layout::Ranks => options.ranks.unwrap_or(RANKS),
+        Layout::Shards => {
+            if options.statistics.is_some() {
+                let message = "the layout `tp8` gives every rank a part of every expert";
+                return Err(hint(message, "`--placement balanced` goes with `--layout maverick-8xh100`"));
+            }
+            let ranks = options.ranks.unwrap_or(RANKS);
+            if ranks == 0 || ranks > SHARDS_MAX {
+                return Err(hint(format!("{ranks} rank shards cannot be written"), format!("use from 1 to {SHARDS_MAX}")));
+            }
+            return Ok(ranks);
+        }
         Layout::Hf | Layout::OneGpu => {
             if options.ranks.is_some_and(|ranks| ranks != 1) {
                 let message = format!("the layout `{}` has no ranks", options.layout);
@@ -252,6 +271,34 @@ fn ranks(options: &Options, model: &Llama4) -> Result<usize> {
     Ok(ranks)
 }
 
+/// Refuses what cannot be cut into rank shards, and to do with shards what needs whole tensors.
+fn check_shards(options: &Options, model: &Llama4, orders: &Orders, ranks: usize) -> Result<()> {
+    if options.layout != Layout::Hf {
+        model.require_joined()?;
+    }
+    if options.layout != Layout::Shards {
+        return Ok(());
+    }
+    let text = &model.config.text;
+    if !text.num_attention_heads.is_multiple_of(ranks) || !text.num_key_value_heads.is_multiple_of(ranks) {
+        let (heads, kv_heads) = (text.num_attention_heads, text.num_key_value_heads);
+        return Err(hint(
+            format!("{heads} query heads and {kv_heads} KV heads cannot be cut for {ranks} ranks"),
+            "use a number of `--ranks` that divides both",
+        ));
+    }
+    let own = orders.values().all(|order| order.iter().copied().eq(0..order.len()));
+    let plain = model.config.quantization.is_none();
+    let fused = |weight: &Weight| matches!(weight.coding, Coding::Plain(plane) if plane.layout == quant::Layout::InOut);
+    if !own || (plain && model.weights.iter().any(|weight| weight.expert.is_some() && !fused(weight))) {
+        return Err(hint(
+            "rank shards are cut out of ordinary files, and these are not",
+            "go back to them first: `l4tool repack CHECKPOINT -o OUT --layout hf`",
+        ));
+    }
+    Ok(())
+}
+
 /// What is to be known of the layout with this model.
 fn warnings(model: &Llama4, layout: Layout) -> Vec<String> {
     let plain = model.weights.iter().all(|weight| weight.coding.scheme().is_none());
@@ -270,7 +317,7 @@ fn warnings(model: &Llama4, layout: Layout) -> Vec<String> {
                 .into(),
         );
     }
-    let labels: BTreeSet<String> = model.weights.iter().filter(|w| w.expert.is_some()).map(Weight::label).collect();
+    let labels: BTreeSet<String> = model.weights.iter().filter(|w| w.expert.is_some()).map(|weight| model.label(weight)).collect();
     if labels.len() > 1 {
         let labels: Vec<String> = labels.into_iter().collect();
         warnings.push(format!("experts are stored as {}; ranks may differ in size", labels.join(" and ")));
