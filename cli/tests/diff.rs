@@ -196,9 +196,11 @@ fn a_quantized_model_differs_by_the_error_that_quantize_reports() {
 fn what_is_missing_misshapen_or_not_a_number_is_told() {
     let scratch = Scratch::new();
     let (a, b) = two(&scratch);
-    edit(&a, |tensors| tensors.retain(|tensor| !tensor.name.ends_with("layers.1.self_attn.k_proj.weight")));
+    edit(&a, |tensors| {
+        tensors.retain(|tensor| !tensor.name.ends_with("language_model.model.layers.1.self_attn.k_proj.weight"))
+    });
     edit(&b, |tensors| {
-        tensors.retain(|tensor| !tensor.name.ends_with("layers.0.self_attn.v_proj.weight"));
+        tensors.retain(|tensor| !tensor.name.ends_with("language_model.model.layers.0.self_attn.v_proj.weight"));
         tensor(tensors, "layers.0.feed_forward.router.weight").set(3, &bf16(f32::NAN));
         tensor(tensors, "language_model.model.layers.1.input_layernorm.weight").shape = vec![2, 32];
         let extra = Tensor { name: "language_model.model.extra".into(), ..tensors[0].clone() };

@@ -152,4 +152,3 @@ pub fn context(room: u64, kv: KvBytes, chunk: Option<u64>) -> u64 {
 fn saturated(number: u128) -> u64 {
     u64::try_from(number).unwrap_or(u64::MAX)
 }
-

@@ -22,7 +22,7 @@ mod view;
 
 pub use expected::{Expected, expected};
 pub use names::Role;
-pub use stored::Expectation;
 pub use pieces::{Axis, Elements, Piece, Pieces, Scales};
+pub use stored::Expectation;
 pub use values::{Values, block_rows};
 pub use view::{Coding, Dialect, Llama4, Plane, Problem, ProblemKind, TensorId, Weight};

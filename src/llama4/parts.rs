@@ -9,9 +9,7 @@ impl Coding {
     pub fn tensors(&self) -> impl Iterator<Item = TensorId> + use<> {
         let parts = match *self {
             Self::Plain(plane) => [Some(plane.tensor), None, None, None],
-            Self::Int4 { packed, scale, zero_point, shape, .. } => {
-                [Some(packed), Some(scale), zero_point, Some(shape)]
-            }
+            Self::Int4 { packed, scale, zero_point, shape, .. } => [Some(packed), Some(scale), zero_point, Some(shape)],
             Self::Fp8 { weight, scale, input_scale, .. } => [Some(weight), Some(scale), input_scale, None],
             Self::Pieces(_) | Self::Split { .. } => [None; 4],
         };

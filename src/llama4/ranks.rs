@@ -56,8 +56,7 @@ pub(super) fn assign(checkpoint: Checkpoint, config: Config) -> Result<Llama4> {
         owner[id] = owner[id].filter(|&index| index != usize::MAX);
     }
     problems.extend(config_disagrees(&config, &weights, &[]));
-    let mut model =
-        Llama4::assemble(checkpoint, config, Dialect::HuggingFace, weights, Vec::new(), problems, owner);
+    let mut model = Llama4::assemble(checkpoint, config, Dialect::HuggingFace, weights, Vec::new(), problems, owner);
     model.shards = shards;
     Ok(model)
 }
@@ -78,7 +77,8 @@ fn check_together(checkpoint: &Checkpoint) -> Result<()> {
             return Err(hint(format!("`{folder}`: the file of rank {file} is missing"), fetch));
         }
         if ranks != files.len() {
-            let message = format!("`{folder}` has files of {} ranks, and `{}` is one of {ranks}", files.len(), found.name);
+            let message =
+                format!("`{folder}` has files of {} ranks, and `{}` is one of {ranks}", files.len(), found.name);
             return Err(hint(message, fetch));
         }
         if get(file, MODEL_KEY) != get(0, MODEL_KEY) {

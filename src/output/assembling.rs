@@ -315,7 +315,13 @@ impl Walk<'_> {
                 }
             }
             let bytes = &converted[ins.start * float.bytes()..];
-            self.target.put(&Tile { bytes, layout: Layout::OutIn, stride: input, outs: outs.clone(), ins: ins.clone() });
+            self.target.put(&Tile {
+                bytes,
+                layout: Layout::OutIn,
+                stride: input,
+                outs: outs.clone(),
+                ins: ins.clone(),
+            });
             self.model.release_rows(self.weight, outs);
         }
         Ok(())

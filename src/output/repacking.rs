@@ -71,9 +71,7 @@ pub fn plan_router(builder: &mut PlanBuilder, model: &Llama4, index: usize, orde
 /// # Errors
 /// An expert is quantized, or the experts differ in their format.
 pub fn plan_fused(builder: &mut PlanBuilder, model: &Llama4, layer: usize, order: &[usize]) -> Result<()> {
-    for (part, roles) in
-        [(Part::FusedGateUp, &EXPERT_ROLES[..2]), (Part::FusedDown, &EXPERT_ROLES[2..])]
-    {
+    for (part, roles) in [(Part::FusedGateUp, &EXPERT_ROLES[..2]), (Part::FusedDown, &EXPERT_ROLES[2..])] {
         let first = expert_weight(model, roles[0], layer, order[0])?;
         let Coding::Plain(plane) = model.weights[first].coding else {
             bail!("`{}` is quantized; fused tensors hold plain numbers", model.weights[first].name);
@@ -104,12 +102,13 @@ fn fuse(
     experts: &[Vec<usize>],
     float: Float,
 ) -> Result<()> {
-    let plain = |&weight: &usize| {
-        matches!(model.weights[weight].coding, Coding::Plain(plane) if plane.layout == Layout::OutIn && plane.float == float)
-    };
+    let plain = |&weight: &usize| matches!(model.weights[weight].coding, Coding::Plain(plane) if plane.layout == Layout::OutIn && plane.float == float);
     if let Some(&odd) = experts.iter().flatten().find(|weight| !plain(weight)) {
         let label = model.label(&model.weights[odd]);
-        bail!("`{}` is {label}, and others of its layer are not; experts are fused in one format", model.weights[odd].name);
+        bail!(
+            "`{}` is {label}, and others of its layer are not; experts are fused in one format",
+            model.weights[odd].name
+        );
     }
     let (_, input) = model.weights[experts[0][0]].matrix();
     let width: u64 = experts[0].iter().map(|&weight| model.weights[weight].matrix().0 as u64).sum();

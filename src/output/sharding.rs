@@ -122,8 +122,7 @@ pub fn plan_joined(builder: &mut PlanBuilder, model: &Llama4, index: usize) -> R
     let Coding::Split { cut: how, scheme, .. } = weight.coding else {
         return super::repacking::plan_weight(builder, model, index);
     };
-    let parts: Vec<Vec<usize>> =
-        model.shards_of(weight).iter().map(|coding| coding.tensors().collect()).collect();
+    let parts: Vec<Vec<usize>> = model.shards_of(weight).iter().map(|coding| coding.tensors().collect()).collect();
     let float = match model.shards_of(weight)[0] {
         Coding::Plain(plane) => Some(plane.float),
         _ => None,
@@ -184,9 +183,7 @@ pub fn plan_fused_joined(builder: &mut PlanBuilder, model: &Llama4, gate: usize,
         if halves == 2 {
             let tensor = builder.tensor(name, info.dtype, vec![experts, inputs, columns * ranks])?;
             let (stride, run) = (columns * size, columns * size / halves);
-            let strip = |half: u64| {
-                move |plane: &Plane| Strip { tensor: plane.tensor, start: half * run, run, stride }
-            };
+            let strip = |half: u64| move |plane: &Plane| Strip { tensor: plane.tensor, start: half * run, run, stride };
             let strips: Vec<Strip> = planes.iter().map(strip(0)).chain(planes.iter().map(strip(1))).collect();
             plan_strips(builder, &strips, experts * inputs, tensor, float);
         } else {
@@ -228,7 +225,9 @@ fn check(weight: &Weight, how: Cut, ranks: usize) -> Result<Vec<usize>> {
     let whole = match (weight.coding.scheme(), how) {
         (_, Cut::Whole) | (None | Some(Scheme::Fp8Dynamic | Scheme::Fp8Tensor { .. }), _) => true,
         // Eight codes share a word, eight outputs a word of zero points.
-        (Some(Scheme::W4A16 { group_size, .. }), Cut::Inputs) => input.is_multiple_of(group_size) && input.is_multiple_of(8),
+        (Some(Scheme::W4A16 { group_size, .. }), Cut::Inputs) => {
+            input.is_multiple_of(group_size) && input.is_multiple_of(8)
+        }
         (Some(Scheme::W4A16 { symmetric, .. }), Cut::Outputs) => symmetric || out.is_multiple_of(8),
         (Some(Scheme::Fp8Block { rows, .. }), Cut::Outputs) => out.is_multiple_of(rows),
         (Some(Scheme::Fp8Block { cols, .. }), Cut::Inputs) => input.is_multiple_of(cols),

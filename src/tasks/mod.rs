@@ -1,7 +1,7 @@
 //! One module for each thing that a user can ask for: options in, a report out. Tasks do not know each other.
 
-pub mod diff;
 pub mod convert;
+pub mod diff;
 pub mod inspect;
 pub mod quantize;
 pub mod repack;

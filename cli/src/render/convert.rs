@@ -41,7 +41,9 @@ pub(crate) fn report(report: &Report, verbose: bool) -> String {
     text += &format!("weights  {}, a {} with {} experts\n", report.weights, report.architecture, report.experts);
     text += &match report.rounded.len() {
         0 => "values   every one as it was\n".to_owned(),
-        count => format!("values   {count} weights rounded: {}, relative, root mean square\n", percent(report.rel_rms_error)),
+        count => {
+            format!("values   {count} weights rounded: {}, relative, root mean square\n", percent(report.rel_rms_error))
+        }
     };
     if report.overflows > 0 {
         text += &format!("clamped  {} values were too large for the format\n", report.overflows);

@@ -140,8 +140,7 @@ impl<'a> Archive<'a> {
         let Some(end) = found else {
             return Err(self.wrong("not a whole zip archive: its directory is missing at the end".into()));
         };
-        let (mut bytes, mut start) =
-            (u64::from(u32_at(&tail, end + 12)), u64::from(u32_at(&tail, end + 16)));
+        let (mut bytes, mut start) = (u64::from(u32_at(&tail, end + 12)), u64::from(u32_at(&tail, end + 16)));
         let mut directory_end = tail_start + end as u64;
         if let Some(locator) = end.checked_sub(LOCATOR64_BYTES).filter(|&at| tail[at..at + 4] == LOCATOR64) {
             let at = u64_at(&tail, locator + 8);

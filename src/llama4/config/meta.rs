@@ -41,7 +41,8 @@ impl Facts {
     /// Looks at the catalogue.
     pub(in crate::llama4) fn of(checkpoint: &Checkpoint) -> Self {
         let mut facts = Self::default();
-        let ranks = checkpoint.files().iter().filter(|file| rank_of(&file.name).is_none_or(|of| of.0 == "consolidated"));
+        let ranks =
+            checkpoint.files().iter().filter(|file| rank_of(&file.name).is_none_or(|of| of.0 == "consolidated"));
         let ranks = ranks.count() as u64;
         for tensor in checkpoint.tensors() {
             let rows = tensor.shape.first().and_then(|rows| rows.checked_mul(ranks));
@@ -152,7 +153,8 @@ fn text(params: &Fields<'_>, facts: &Facts) -> Result<Map<String, Value>, Config
     let layers = params.count("n_layers", 0, 4096)?;
     let heads = params.count("n_heads", 0, 65_536)?;
     let vocabulary = params.count("vocab_size", 202_048, 1 << 28)?;
-    let interval = params.get("nope_layer_interval").map(|_| params.count("nope_layer_interval", 1, 4096)).transpose()?;
+    let interval =
+        params.get("nope_layer_interval").map(|_| params.count("nope_layer_interval", 1, 4096)).transpose()?;
     let rotates = (0..layers).map(|layer| u8::from(interval.is_none_or(|every| !(layer + 1).is_multiple_of(every))));
     let moe = params.object("moe_args", "moe_args.")?;
     let step = moe.map_or(Ok(1), |moe| moe.count("interleave_moe_layer_step", 1, 4096))?;

@@ -155,7 +155,9 @@ impl<'a> Catalogue<'a> {
         };
         let mut pieces = Vec::with_capacity(count);
         for rank in members {
-            let Some(&id) = found.get(&rank) else { return Err(format!("is missing in rank {rank} (`{}`)", place.key)) };
+            let Some(&id) = found.get(&rank) else {
+                return Err(format!("is missing in rank {rank} (`{}`)", place.key));
+            };
             pieces.push(self.piece(wanted, place, (rank, id), piece, ids)?);
         }
         Ok(Pieces { axis, pieces })
@@ -227,8 +229,11 @@ impl<'a> Catalogue<'a> {
         out: usize,
         ids: &mut Vec<TensorId>,
     ) -> Result<Scales, String> {
-        let found = scale_keys(wanted, &place.key).iter().find_map(|key| self.scales.get(key.as_str())?.get(&rank).copied());
-        let Some(id) = found else { return Err(format!("is FP8 in rank {rank}, and has no scales in `fp8_scales_{rank}.pt`")) };
+        let found =
+            scale_keys(wanted, &place.key).iter().find_map(|key| self.scales.get(key.as_str())?.get(&rank).copied());
+        let Some(id) = found else {
+            return Err(format!("is FP8 in rank {rank}, and has no scales in `fp8_scales_{rank}.pt`"));
+        };
         ids.push(id);
         let tensor = &self.checkpoint.tensors()[id];
         let shape = [self.config.text.num_local_experts as u64, out as u64];

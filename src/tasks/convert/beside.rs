@@ -84,7 +84,10 @@ fn of_meta(options: &Options, model: &Llama4, form: &Form, notes: &mut Vec<Strin
     if instruct {
         files.push(pretty("generation_config.json", &model.config.generation_config()));
     } else {
-        notes.push("taken for a base model; `--instruct` is for instruction-tuned ones, which end turns by other tokens".into());
+        notes.push(
+            "taken for a base model; `--instruct` is for instruction-tuned ones, which end turns by other tokens"
+                .into(),
+        );
     }
     if let (Model::Multimodal, Some(preprocessor)) = (form.model, model.config.preprocessor_config()) {
         files.push(pretty("preprocessor_config.json", &preprocessor));

@@ -226,7 +226,8 @@ fn notes(model: &Llama4, form: &Form) -> Vec<String> {
     }
     if model.dialect == Dialect::Meta && model.pieces.iter().any(|pieces| pieces.is_quantized()) {
         notes.push(
-            "Meta's FP8 experts become plain floats: their scales cover the inputs of one rank, which no engine reads".into(),
+            "Meta's FP8 experts become plain floats: their scales cover the inputs of one rank, which no engine reads"
+                .into(),
         );
     }
     if form.experts == Experts::PerExpert && model.config.text.moe_layers.contains(&true) {

@@ -106,17 +106,15 @@ struct Problems<'a> {
 
 impl<'a> Problems<'a> {
     fn of(a: &'a Llama4, b: &'a Llama4) -> Self {
-        let [a, b] =
-            [a, b].map(|model| mismatches(model).map(|it| (it.name.as_str(), it.message.as_str())).collect());
+        let [a, b] = [a, b].map(|model| mismatches(model).map(|it| (it.name.as_str(), it.message.as_str())).collect());
         Self { a, b }
     }
 
     /// What there is to say of a weight that is not readable on both sides.
     fn explain(&self, pair: &Pair<'_>) -> WeightDiff {
         let Expected { name, role, layer, expert, .. } = pair.wanted.clone();
-        let messages = [("A", &self.a), ("B", &self.b)].map(|(side, problems)| {
-            problems.get(name.as_str()).map(|message| format!("in {side} it {message}"))
-        });
+        let messages = [("A", &self.a), ("B", &self.b)]
+            .map(|(side, problems)| problems.get(name.as_str()).map(|message| format!("in {side} it {message}")));
         let messages: Vec<String> = messages.into_iter().flatten().collect();
         let status = match (messages.is_empty(), pair.a.is_some()) {
             (false, _) => Status::Unreadable,

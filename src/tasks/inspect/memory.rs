@@ -111,7 +111,8 @@ fn of_scheme(scheme: Option<Scheme>, promised: &[Expected], text: &TextConfig, b
     if let Some(reason) = promised.iter().find_map(|weight| does_not_divide(scheme?, weight)) {
         return SchemeMemory { scheme: name, weights_bytes: None, reason: Some(reason), fits: Vec::new() };
     }
-    let weights = || promised.iter().map(|weight| (is_replicated(weight.role, &weight.shape), bytes_in(scheme, weight)));
+    let weights =
+        || promised.iter().map(|weight| (is_replicated(weight.role, &weight.shape), bytes_in(scheme, weight)));
     SchemeMemory {
         scheme: name,
         weights_bytes: Some(total(weights().map(|(_, bytes)| bytes))),

@@ -15,8 +15,8 @@ use std::path::PathBuf;
 use anyhow::Result;
 use serde::Serialize;
 
-pub use experts::ExpertLayer;
 pub use crate::llama4::memory::{Device, KvBytes, KvCache, USABLE};
+pub use experts::ExpertLayer;
 pub use memory::{Fit, Memory, SchemeMemory, Suggestion};
 pub use settings::{RopeSettings, Settings, VisionSettings};
 pub use tensors::TensorLine;

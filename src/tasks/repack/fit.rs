@@ -76,7 +76,9 @@ impl Fit {
             sequences,
             kv_bytes_per_sequence: cache.bytes(cache.of_heads(text, heads, number), tokens),
             kv_bytes_per_gpu,
-            fits: weights_bytes_per_gpu <= device.usable_bytes && kv_bytes_per_gpu <= room && tokens <= cache.context_max,
+            fits: weights_bytes_per_gpu <= device.usable_bytes
+                && kv_bytes_per_gpu <= room
+                && tokens <= cache.context_max,
             context_max,
             device,
             notes,

@@ -39,12 +39,8 @@ pub enum Layout {
 }
 
 /// Every layout by name.
-const NAMES: [(&str, Layout); 4] = [
-    ("hf", Layout::Hf),
-    ("scout-1xh100", Layout::OneGpu),
-    ("maverick-8xh100", Layout::Ranks),
-    ("tp8", Layout::Shards),
-];
+const NAMES: [(&str, Layout); 4] =
+    [("hf", Layout::Hf), ("scout-1xh100", Layout::OneGpu), ("maverick-8xh100", Layout::Ranks), ("tp8", Layout::Shards)];
 
 impl FromStr for Layout {
     type Err = String;

@@ -71,7 +71,9 @@ pub(super) fn check(loads: &Loads, text: &TextConfig) -> Result<()> {
             Some(tokens) if tokens.len() == experts => {}
             Some(tokens) => {
                 let found = tokens.len();
-                return wrong(format!("the statistics are of another model: layer {layer} has {found} experts there, {experts} here"));
+                return wrong(format!(
+                    "the statistics are of another model: layer {layer} has {found} experts there, {experts} here"
+                ));
             }
             None => return wrong(format!("the statistics are of another model: they have nothing on layer {layer}")),
         }

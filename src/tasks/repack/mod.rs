@@ -107,24 +107,16 @@ impl<'a> Job<'a> {
         let mut warnings = warnings(&model, options.layout);
         if was_moved {
             warnings.push(match &placement {
-                Some(_) => "the source's experts were moved before; the new order takes the place of the old one".into(),
+                Some(_) => {
+                    "the source's experts were moved before; the new order takes the place of the old one".into()
+                }
                 None => "the source's experts were moved; the output has them in the model's own order again".into(),
             });
         }
         let fit = Fit::new(options, &model, &orders, ranks);
         let settings = settings(options, ranks, &orders, placement.as_ref());
-        let mut job = Self {
-            options,
-            model,
-            ranks,
-            orders,
-            placement,
-            fit,
-            plan,
-            companions: Vec::new(),
-            settings,
-            warnings,
-        };
+        let mut job =
+            Self { options, model, ranks, orders, placement, fit, plan, companions: Vec::new(), settings, warnings };
         job.companions = job.companions()?;
         Ok(job)
     }
@@ -246,7 +238,10 @@ fn ranks(options: &Options, model: &Llama4) -> Result<usize> {
             }
             let ranks = options.ranks.unwrap_or(RANKS);
             if ranks == 0 || ranks > SHARDS_MAX {
-                return Err(hint(format!("{ranks} rank shards cannot be written"), format!("use from 1 to {SHARDS_MAX}")));
+                return Err(hint(
+                    format!("{ranks} rank shards cannot be written"),
+                    format!("use from 1 to {SHARDS_MAX}"),
+                ));
             }
             return Ok(ranks);
         }
@@ -317,7 +312,8 @@ fn warnings(model: &Llama4, layout: Layout) -> Vec<String> {
                 .into(),
         );
     }
-    let labels: BTreeSet<String> = model.weights.iter().filter(|w| w.expert.is_some()).map(|weight| model.label(weight)).collect();
+    let labels: BTreeSet<String> =
+        model.weights.iter().filter(|w| w.expert.is_some()).map(|weight| model.label(weight)).collect();
     if labels.len() > 1 {
         let labels: Vec<String> = labels.into_iter().collect();
         warnings.push(format!("experts are stored as {}; ranks may differ in size", labels.join(" and ")));
