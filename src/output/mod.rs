@@ -9,6 +9,7 @@ pub mod casting;
 pub mod companions;
 pub mod converting;
 pub mod executor;
+pub mod file;
 pub mod gate;
 pub mod gathering;
 pub mod hash;

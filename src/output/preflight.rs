@@ -5,6 +5,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use serde::Serialize;
 
+use super::file::BOUNCE_BYTES;
 use super::partial::{self, nearest_existing};
 use super::plan::Plan;
 use crate::error::hint;
@@ -20,7 +21,8 @@ const DISK_MARGIN_BYTES: u64 = 64 << 20;
 /// Most weight files of an output: each stays open while it is filled, and systems commonly allow 1,024 open files.
 const FILES_MAX: usize = 900;
 
-/// Number of workers that threads and memory allow: at least one.
+/// Number of workers that threads and memory allow: at least one, and at most one more than threads, which computes while
+/// another one waits for the disk.
 ///
 /// # Errors
 /// There would be too many files, or not even one task fits the memory bound.
@@ -31,7 +33,7 @@ pub fn workers(plan: &Plan, control: &Control<'_>) -> Result<usize> {
             "use a larger `--shard-size`",
         ));
     }
-    let each = plan.memory_min().max(1);
+    let each = worker_bytes(plan);
     let fitting = control.memory.saturating_sub(BASE_BYTES) / each;
     if fitting == 0 {
         return Err(hint(
@@ -39,7 +41,12 @@ pub fn workers(plan: &Plan, control: &Control<'_>) -> Result<usize> {
             format!("use `--memory {}M` or more", (each + BASE_BYTES).div_ceil(1 << 20)),
         ));
     }
-    Ok(control.threads.min(usize::try_from(fitting).unwrap_or(usize::MAX)).max(1))
+    Ok(usize::try_from(fitting).unwrap_or(usize::MAX).min(control.threads + 1))
+}
+
+/// Most memory that one worker needs.
+fn worker_bytes(plan: &Plan) -> u64 {
+    plan.memory_min().saturating_add(BOUNCE_BYTES)
 }
 
 /// Most resident memory that a run of `plan` needs under `control`.
@@ -47,7 +54,7 @@ pub fn workers(plan: &Plan, control: &Control<'_>) -> Result<usize> {
 /// # Errors
 /// As [`workers`].
 pub fn memory_bytes(plan: &Plan, control: &Control<'_>) -> Result<u64> {
-    Ok(BASE_BYTES + plan.memory_min() * workers(plan, control)? as u64)
+    Ok(BASE_BYTES + worker_bytes(plan) * workers(plan, control)? as u64)
 }
 
 /// Bytes free for this user on the disk that will hold `out`.
