@@ -67,13 +67,15 @@ pub(super) fn is_fused(model: &Llama4, layout: Layout) -> bool {
     layout != Layout::Ranks && model.weights.iter().all(|weight| weight.coding.scheme().is_none())
 }
 
-/// Plans the files of a layout.
+/// Plans the files of a layout. `digest` tells rank shards of one model from those of another: a [`sample`], or as many characters
+/// as one has where nothing may be read yet.
 pub(super) fn plan(
     model: &Llama4,
     layout: Layout,
     orders: &Orders,
     ranks: usize,
     file_bytes_max: Option<u64>,
+    digest: &str,
 ) -> Result<Plan> {
     let default = match layout {
         Layout::Hf => FILE_BYTES,
@@ -89,7 +91,7 @@ pub(super) fn plan(
     match layout {
         Layout::Hf if !model.shards.is_empty() => joined(&mut builder, model)?,
         Layout::Hf | Layout::OneGpu => in_order(&mut builder, model, layout, orders)?,
-        Layout::Shards => in_shards(&mut builder, model, ranks)?,
+        Layout::Shards => in_shards(&mut builder, model, ranks, digest)?,
         Layout::Ranks => by_rank(&mut builder, model, orders, ranks)?,
     }
     builder.finish()
@@ -152,10 +154,9 @@ fn by_rank(builder: &mut PlanBuilder, model: &Llama4, orders: &Orders, ranks: us
 }
 
 /// Each rank's part of every weight, in files that say what they are.
-fn in_shards(builder: &mut PlanBuilder, model: &Llama4, ranks: usize) -> Result<()> {
-    let digest = sample(model);
+fn in_shards(builder: &mut PlanBuilder, model: &Llama4, ranks: usize, digest: &str) -> Result<()> {
     for rank in 0..ranks {
-        let numbers = [(RANK_KEY, rank.to_string()), (RANKS_KEY, ranks.to_string()), (MODEL_KEY, digest.clone())];
+        let numbers = [(RANK_KEY, rank.to_string()), (RANKS_KEY, ranks.to_string()), (MODEL_KEY, digest.to_owned())];
         let metadata = numbers.map(|(key, value)| (key.to_owned(), value)).to_vec();
         builder.begin_group(FileGroup { stem: format!("consolidated.{rank:02}"), metadata, is_rank: true });
         let at = Rank { rank, ranks };
@@ -198,12 +199,15 @@ fn fused_experts(model: &Llama4, index: usize) -> Option<(usize, usize)> {
     is_fused.then_some((first(Role::ExpertGate)?, first(Role::ExpertDown)?))
 }
 
+/// What stands for a sample in a plan that is made from headers alone.
+pub(super) const NO_SAMPLE: &str = "00000000000000000000000000000000";
+
 /// Bytes of each tensor that a sample looks at.
 const SAMPLED_BYTES: u64 = 64;
 
 /// A digest of the first bytes of what is no expert's and of each layer's first expert: two models, fine-tunes of one
 /// another included, hardly ever agree on all of them.
-fn sample(model: &Llama4) -> String {
+pub(super) fn sample(model: &Llama4) -> String {
     let mut seen = Vec::new();
     for weight in model.weights.iter().filter(|weight| weight.expert.is_none_or(|expert| expert == 0)) {
         seen.extend_from_slice(weight.name.as_bytes());
@@ -212,7 +216,7 @@ fn sample(model: &Llama4) -> String {
             seen.extend_from_slice(model.checkpoint.range(id, 0..bytes));
         }
     }
-    sha256(&seen)[..32].to_owned()
+    sha256(&seen)[..NO_SAMPLE.len()].to_owned()
 }
 
 /// A weight that is no expert's; a router's rows follow the experts.

@@ -103,7 +103,7 @@ impl<'a> Job<'a> {
         let was_moved = !source.values().all(is_own);
         let orders = order::compose(source, placement.as_ref());
         check_shards(options, &model, &orders, ranks)?;
-        let plan = layout::plan(&model, options.layout, &orders, ranks, options.shard_bytes_max)?;
+        let plan = layout::plan(&model, options.layout, &orders, ranks, options.shard_bytes_max, layout::NO_SAMPLE)?;
         let mut warnings = warnings(&model, options.layout);
         if was_moved {
             warnings.push(match &placement {
@@ -151,7 +151,19 @@ impl<'a> Job<'a> {
         let stored = self.stored();
         let promised: Vec<_> =
             self.model.weights.iter().zip(&stored).map(|(weight, scheme)| (weight.name.as_str(), *scheme)).collect();
-        let done = self.job().run(&promised, |_| Vec::new(), control)?;
+        let plan = match self.options.layout {
+            // The same plan with the model's sample in its headers: only now weights may be read.
+            Layout::Shards => &layout::plan(
+                &self.model,
+                Layout::Shards,
+                &self.orders,
+                self.ranks,
+                self.options.shard_bytes_max,
+                &layout::sample(&self.model),
+            )?,
+            _ => &self.plan,
+        };
+        let done = job::Job { plan, ..self.job() }.run(&promised, |_| Vec::new(), control)?;
         Ok(Report::new(self, done.resumed, began.elapsed()))
     }
 

@@ -112,6 +112,8 @@ pub(super) fn redundant(loads: &[u64], ranks: usize, extra: usize) -> Redundant 
         copies.iter().enumerate().flat_map(|(expert, &count)| vec![(expert, share(expert, &copies)); count]).collect();
     let capacity = items.len() / ranks;
     let mut packed = pack(&items, &vec![capacity; ranks]);
+    // Whole numbers, fine enough for loads that are shared by a few copies.
+    exchange(&mut packed, |&expert| (share(expert, &copies) * 1024.0) as u64);
     packed.iter_mut().for_each(|rank| rank.sort_unstable());
     let sums: Vec<f64> = packed.iter().map(|rank| rank.iter().map(|&expert| share(expert, &copies)).sum()).collect();
     let total: f64 = sums.iter().sum();
