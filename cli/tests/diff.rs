@@ -124,7 +124,7 @@ fn other_bits_for_the_same_numbers_are_equal() {
 fn a_fused_matrix_is_identical_to_the_same_matrix_as_a_module() {
     let scratch = Scratch::new();
     let (a, b) = two(&scratch);
-    edit(&b, |tensors| unfuse(tensors));
+    edit(&b, unfuse);
     let report = report(&a, &b);
     assert_eq!((&report["same"], with_status(&report, "equal").len()), (&true.into(), 0));
 }

@@ -13,7 +13,7 @@ use super::find::{Finder, Parts};
 use super::names::{Prefixes, without_rank};
 use super::shards::{Cut, MODEL_KEY, RANK_KEY, RANKS_KEY, cut, part_shape};
 use super::view::{Coding, Dialect, Llama4, Problem, ProblemKind, TensorId, Weight, config_disagrees, unexpected};
-use crate::checkpoint::{Checkpoint, RANK_MARK};
+use crate::checkpoint::{Checkpoint, Edges, RANK_MARK};
 use crate::error::hint;
 use crate::kernels::Float;
 
@@ -158,7 +158,11 @@ impl Llama4 {
                 continue;
             }
             let other = *first.entry(without_rank(&tensor.name)).or_insert(id);
-            if self.checkpoint.bytes(other) != self.checkpoint.bytes(id) {
+            let differ = self.checkpoint.bytes(other) != self.checkpoint.bytes(id);
+            for id in [other, id] {
+                self.checkpoint.release(id, 0..tensor.bytes, Edges::Drop);
+            }
+            if differ {
                 let file = &self.checkpoint.files()[tensor.file].name;
                 let name = without_rank(&tensor.name);
                 bail!(hint(

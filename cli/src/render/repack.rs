@@ -40,7 +40,12 @@ pub(crate) fn report(report: &Report) -> String {
     if let Some(peak) = report.peak_memory_bytes {
         text += &format!("memory   {} at most\n", binary(peak));
     }
-    text + &format!("\nnext: l4tool diff {} {}\n", report.source.display(), report.output.display())
+    let (source, output) = (report.source.display(), report.output.display());
+    // Experts that have other numbers are other weights to `diff`.
+    text + &match &report.placement {
+        Some(_) => format!("\nnext: l4tool verify {output} --against {source}\n"),
+        None => format!("\nnext: l4tool diff {source} {output}\n"),
+    }
 }
 
 fn ranks(ranks: usize) -> String {

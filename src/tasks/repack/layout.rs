@@ -7,6 +7,7 @@ use std::str::FromStr;
 use anyhow::Result;
 
 use super::placement::slots;
+use crate::checkpoint::Edges;
 use crate::llama4::names::logical_name;
 use crate::llama4::shards::{MODEL_KEY, RANK_KEY, RANKS_KEY};
 use crate::llama4::{Coding, Llama4, Role};
@@ -205,6 +206,9 @@ pub(super) const NO_SAMPLE: &str = "00000000000000000000000000000000";
 /// Bytes of each tensor that a sample looks at.
 const SAMPLED_BYTES: u64 = 64;
 
+/// Bytes that looking at a tensor's first ones makes resident.
+const MAPPED_BYTES: u64 = 128 << 10;
+
 /// A digest of the first bytes of what is no expert's and of each layer's first expert: two models, fine-tunes of one
 /// another included, hardly ever agree on all of them.
 pub(super) fn sample(model: &Llama4) -> String {
@@ -212,8 +216,10 @@ pub(super) fn sample(model: &Llama4) -> String {
     for weight in model.weights.iter().filter(|weight| weight.expert.is_none_or(|expert| expert == 0)) {
         seen.extend_from_slice(weight.name.as_bytes());
         for id in weight.coding.tensors() {
-            let bytes = model.checkpoint.tensors()[id].bytes.min(SAMPLED_BYTES);
-            seen.extend_from_slice(model.checkpoint.range(id, 0..bytes));
+            let bytes = model.checkpoint.tensors()[id].bytes;
+            seen.extend_from_slice(model.checkpoint.range(id, 0..bytes.min(SAMPLED_BYTES)));
+            // The system maps the pages around one that is touched.
+            model.checkpoint.release(id, 0..bytes.min(MAPPED_BYTES), Edges::Drop);
         }
     }
     sha256(&seen)[..NO_SAMPLE.len()].to_owned()

@@ -216,6 +216,10 @@ file's SHA-256 is; `l4tool verify` checks it, and `l4tool repack --layout hf` go
             options.layout,
             plan.bytes() as f64 / 1e9,
         );
+        let about = match options.layout {
+            Layout::Shards => format!("{about}\nEngines do not load rank shards; go back first."),
+            _ => about,
+        };
         files.push(companions::card(&Card {
             origin: &origin::describe(&model.checkpoint),
             title: "Llama 4, repacked",
