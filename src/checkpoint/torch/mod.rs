@@ -2,9 +2,10 @@
 //! stored entry for each storage, which is mapped as it lies.
 //!
 //! A pickle is a program for a small machine. Nothing of it is executed here: [`pickle`] knows the tensors and plain
-//! containers that checkpoints are made of, and refuses everything else by name. Format: PyTorch 2.13,
+//! containers that checkpoints are made of, by the names in [`globals`], and refuses everything else by name. Format: PyTorch 2.13,
 //! `torch/serialization.py`, `_save`.
 
+mod globals;
 mod pickle;
 mod zip;
 

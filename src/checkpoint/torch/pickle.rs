@@ -8,6 +8,7 @@
 use std::collections::HashMap;
 
 use super::super::error::Kind;
+use super::globals::{Global, global};
 use crate::dtype::Dtype;
 
 /// A tensor as the pickle describes it.
@@ -54,64 +55,6 @@ enum Value<'a> {
     Global(Global),
     Storage(usize),
     Tensor(usize),
-}
-
-/// The names that may occur, by what they stand for.
-#[derive(Clone, Copy, PartialEq)]
-enum Global {
-    RebuildTensor,
-    RebuildTensorOfDtype,
-    RebuildParameter,
-    OrderedDict,
-    Size,
-    /// A buffer of bytes, as `_extra_state` is saved.
-    BytesIo,
-    /// How protocol 2 writes bytes.
-    Encode,
-    /// A storage type; `None` for the untyped one.
-    Storage(Option<Dtype>),
-    Dtype(Dtype),
-}
-
-/// Storage types and dtypes of `torch`.
-const DTYPES: [(&str, &str, Dtype); 18] = [
-    ("DoubleStorage", "float64", Dtype::F64),
-    ("FloatStorage", "float32", Dtype::F32),
-    ("HalfStorage", "float16", Dtype::F16),
-    ("BFloat16Storage", "bfloat16", Dtype::BF16),
-    ("LongStorage", "int64", Dtype::I64),
-    ("IntStorage", "int32", Dtype::I32),
-    ("ShortStorage", "int16", Dtype::I16),
-    ("CharStorage", "int8", Dtype::I8),
-    ("ByteStorage", "uint8", Dtype::U8),
-    ("BoolStorage", "bool", Dtype::BOOL),
-    ("ComplexFloatStorage", "complex64", Dtype::C64),
-    ("", "uint16", Dtype::U16),
-    ("", "uint32", Dtype::U32),
-    ("", "uint64", Dtype::U64),
-    ("", "float8_e4m3fn", Dtype::F8_E4M3),
-    ("", "float8_e5m2", Dtype::F8_E5M2),
-    ("", "float8_e4m3fnuz", Dtype::F8_E4M3FNUZ),
-    ("", "float8_e5m2fnuz", Dtype::F8_E5M2FNUZ),
-];
-
-fn global(module: &str, name: &str) -> Option<Global> {
-    let known = match (module, name) {
-        ("torch._utils", "_rebuild_tensor_v2") => Global::RebuildTensor,
-        ("torch._utils", "_rebuild_tensor_v3") => Global::RebuildTensorOfDtype,
-        ("torch._utils", "_rebuild_parameter") => Global::RebuildParameter,
-        ("collections", "OrderedDict") => Global::OrderedDict,
-        ("torch", "Size") => Global::Size,
-        ("_io" | "io", "BytesIO") => Global::BytesIo,
-        ("_codecs", "encode") => Global::Encode,
-        ("torch.storage", "UntypedStorage") => Global::Storage(None),
-        ("torch", name) => {
-            let (storage, _, dtype) = DTYPES.iter().find(|(storage, dtype, _)| name == *storage || name == *dtype)?;
-            if name == *storage { Global::Storage(Some(*dtype)) } else { Global::Dtype(*dtype) }
-        }
-        _ => return None,
-    };
-    Some(known)
 }
 
 #[derive(Clone, Copy)]
@@ -336,7 +279,7 @@ impl<'a> Machine<'a> {
                 self.pop()
             }
             (Global::Size, [tuple @ Value::Tuple(_)]) => Ok(*tuple),
-            (Global::BytesIo | Global::Encode, _) => Ok(Value::Opaque),
+            (Global::BytesIo | Global::Encode | Global::Bytes, _) => Ok(Value::Opaque),
             _ => Err(self.broken("a known name with arguments that it does not take")),
         }
     }
