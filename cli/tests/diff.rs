@@ -264,3 +264,25 @@ fn a_single_file_can_be_a_side() {
     write_file(&b.join("copy.safetensors"), &read_file(&b.join("model.safetensors")));
     assert_eq!(report(&a, &b.join("copy.safetensors"))["same"], true);
 }
+
+/// `convert` is held against hashes of the model that Meta's files were written from (`convert.rs`); so this is `diff` against that model.
+#[test]
+fn metas_files_equal_the_model_that_they_were_written_from() {
+    let scratch = Scratch::new();
+    for (name, same) in [("meta-tiny", true), ("meta-fp8", false)] {
+        let (source, out) = (testdata(name), scratch.path(name));
+        run(l4tool("convert --to hf").arg(&source).arg("-o").arg(&out)).ok();
+        let report = report(&source, &out);
+        assert_eq!((&report["same"], &report["config"]), (&same.into(), &serde_json::json!([])), "{name}");
+        assert!(!with_status(&report, "equal").is_empty(), "{name}");
+        assert!(
+            with_status(&report, "only_in_a").is_empty() && with_status(&report, "unreadable").is_empty(),
+            "{name}"
+        );
+        // What was in FP8 is rounded to BF16 on the way.
+        for name in with_status(&report, "different") {
+            let error = weight(&report, &name)["difference"]["max_rel_error"].as_f64().unwrap();
+            assert!(name.contains(".experts.") && error <= f64::from(1 << 8).recip(), "{name}: {error}");
+        }
+    }
+}

@@ -18,12 +18,11 @@ impl Llama4 {
     pub fn dequantize<T: Target>(&self, weight: &Weight, outs: Range<usize>, rows: &mut [T]) {
         let (out, ins) = weight.matrix();
         assert!(outs.end <= out && rows.len() == outs.len() * ins, "{} values for rows {outs:?}", rows.len());
-        let whole = !matches!(weight.coding, Coding::Plain(_) | Coding::Pieces(_));
-        assert!(whole, "`{}` is no quantized matrix of its own", weight.name);
+        assert!(!matches!(weight.coding, Coding::Plain(_)), "`{}` is not quantized", weight.name);
         self.decode(weight.coding, (out, ins), outs, rows);
     }
 
-    /// [`Llama4::dequantize`] for a matrix `[out, ins]` in any coding but pieces.
+    /// [`Llama4::dequantize`] for a matrix `[out, ins]` in any coding.
     pub(super) fn decode<T: Target>(
         &self,
         coding: Coding,
@@ -36,7 +35,7 @@ impl Llama4 {
             Coding::Split { cut, first, count, .. } => {
                 self.joined_rows((cut, &self.shards[first..first + count]), (out, ins), &outs, rows);
             }
-            Coding::Pieces(_) => panic!("weights in pieces are put together by `convert`"),
+            Coding::Pieces(id) => self.pieced_rows(&self.pieces[id], (out, ins), &outs, rows),
             Coding::Int4 { packed, scale, zero_point, group_size, .. } => {
                 let zero_points = zero_point.map(|id| self.zero_points(id, &outs, ins / group_size));
                 let packed = int4::Packed {
@@ -79,7 +78,16 @@ impl Llama4 {
         let rows = |id| self.checkpoint.release(id, self.row_range(id, &outs, out), Edges::Drop);
         let whole = |id: TensorId| self.checkpoint.release(id, 0..self.checkpoint.tensors()[id].bytes, Edges::Drop);
         match coding {
-            Coding::Plain(_) | Coding::Pieces(_) => {}
+            Coding::Plain(_) => {}
+            Coding::Pieces(id) => {
+                for piece in &self.pieces[id].pieces {
+                    self.checkpoint.release(
+                        piece.tensor,
+                        0..self.checkpoint.tensors()[piece.tensor].bytes,
+                        Edges::Drop,
+                    );
+                }
+            }
             Coding::Split { cut, first, count, .. } => {
                 self.release_joined((cut, &self.shards[first..first + count]), (out, ins), &outs);
             }

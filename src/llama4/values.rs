@@ -25,6 +25,8 @@ pub struct Values<'a> {
     /// The block in hand, and its rows if they had to be turned.
     block: Range<usize>,
     turned: Vec<u8>,
+    /// Its numbers, if they had to be put together from parts.
+    joined: Vec<f32>,
 }
 
 /// Output rows of a matrix with `input` inputs that are worked on as one block.
@@ -35,7 +37,7 @@ pub fn block_rows(input: usize) -> usize {
 impl<'a> Values<'a> {
     /// A reader of `weight`, which must be one of `model`'s.
     pub fn new(model: &'a Llama4, weight: &'a Weight) -> Self {
-        Self { model, weight, block: 0..0, turned: Vec::new() }
+        Self { model, weight, block: 0..0, turned: Vec::new(), joined: Vec::new() }
     }
 
     /// Most bytes that a reader of this weight holds, resident pages included.
@@ -47,6 +49,8 @@ impl<'a> Values<'a> {
             Coding::Plain(Plane { layout: Layout::InOut, stride, float, .. }) => {
                 block * float.bytes() as u64 + 2 * ((stride * float.bytes()).max(STRIPE_BYTES)) as u64
             }
+            // The numbers, as many again while columns are put together, and the pages that they come from.
+            Coding::Split { .. } | Coding::Pieces(_) => 3 * block * size_of::<f32>() as u64,
             _ => 2 * STRIPE_BYTES as u64 + 4 * input as u64,
         }
     }
@@ -57,6 +61,11 @@ impl<'a> Values<'a> {
             && plane.layout == Layout::InOut
         {
             self.turn(plane, &block);
+        }
+        if self.is_in_parts() {
+            self.joined.resize(block.len() * self.weight.matrix().1, 0.0);
+            self.model.decode(self.weight.coding, self.weight.matrix(), block.clone(), &mut self.joined);
+            self.model.release_rows(self.weight, block.clone());
         }
         self.block = block;
     }
@@ -77,6 +86,11 @@ impl<'a> Values<'a> {
     /// # Panics
     /// If `rows` has another size.
     pub fn read(&self, outs: &Range<usize>, rows: &mut [f32]) {
+        if self.is_in_parts() {
+            let input = self.weight.matrix().1;
+            let first = (outs.start - self.block.start) * input;
+            return rows.copy_from_slice(&self.joined[first..first + outs.len() * input]);
+        }
         match self.plain(outs) {
             Some((bytes, float)) => widen(bytes, float, rows),
             None => self.model.dequantize(self.weight, outs.clone(), rows),
@@ -90,9 +104,13 @@ impl<'a> Values<'a> {
                 let row = self.weight.matrix().1 * plane.float.bytes();
                 self.model.checkpoint.release(plane.tensor, row_range(&plane, row, outs), Edges::Drop);
             }
-            Coding::Plain(_) => {}
+            Coding::Plain(_) | Coding::Split { .. } | Coding::Pieces(_) => {}
             _ => self.model.release_rows(self.weight, outs.clone()),
         }
+    }
+
+    fn is_in_parts(&self) -> bool {
+        matches!(self.weight.coding, Coding::Split { .. } | Coding::Pieces(_))
     }
 
     /// Turns the columns `block` of a fused plane to rows.
