@@ -82,6 +82,8 @@ pub enum Kind {
     NotInIndex,
     /// A tensor that the index expects in another file.
     WrongShard { listed: String },
+    /// An address of the hub where files of this machine are needed.
+    Elsewhere,
     /// The file is not what it was at opening.
     Changed { was_bytes: u64, bytes: u64 },
 }
@@ -121,6 +123,11 @@ impl FormatError {
             }
             Kind::NotInShard | Kind::NotInIndex | Kind::WrongShard { .. } | Kind::InTwoFiles { .. } => {
                 "the index and the files are not from the same checkpoint; fetch both from the same revision"
+            }
+            Kind::Elsewhere => {
+                let address = self.file.to_string_lossy();
+                let name = address.trim_start_matches("hf:").trim_start_matches('/');
+                return Some(format!("fetch it first: `l4tool download {name} -o FOLDER`"));
             }
             Kind::LeavesFolder { .. } => "copy the file into the folder in place of the link",
             Kind::Changed { .. } => "something is writing to the source; wait until it is done and start again",
@@ -204,6 +211,7 @@ impl fmt::Display for Kind {
             Self::NotInShard => write!(f, "the index promises it here, and the file does not have it"),
             Self::NotInIndex => write!(f, "the file has it, and the index does not name it"),
             Self::WrongShard { listed } => write!(f, "the index expects it in `{}`", shown(listed)),
+            Self::Elsewhere => write!(f, "this needs the weights, and they lie on the hub"),
             Self::Changed { was_bytes, bytes } if was_bytes != bytes => {
                 write!(f, "changed since it was opened: {was_bytes} bytes then, {bytes} now")
             }

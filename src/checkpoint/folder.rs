@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use super::error::{FormatError, Kind};
 use super::index::INDEX_NAME;
 use super::json::read_capped;
-use super::{SideFile, modified_ns};
+use super::{CONFIG_BYTES_MAX, CONFIG_NAME, SideFile, modified_ns};
 
 /// A folder that files are opened from, by plain name.
 pub(super) struct Folder {
@@ -69,6 +69,11 @@ impl Folder {
         Ok(Some((side, content)))
     }
 
+    /// `config.json`, if the folder has one.
+    pub(super) fn config(&self) -> Result<Option<(SideFile, Vec<u8>)>, FormatError> {
+        self.small_file(CONFIG_NAME, CONFIG_BYTES_MAX)
+    }
+
     /// The names of the folder's `.safetensors` files, sorted.
     pub(super) fn safetensors_names(&self) -> Result<Vec<String>, FormatError> {
         let mut names = Vec::new();
@@ -78,8 +83,7 @@ impl Folder {
             let Ok(name) = entry.file_name().into_string() else {
                 continue;
             };
-            // Names with a leading dot are what downloads and editors leave behind.
-            if name.ends_with(".safetensors") && !name.starts_with('.') {
+            if is_weights(&name) {
                 names.push(name);
             }
         }
@@ -91,6 +95,11 @@ impl Folder {
     pub(super) fn has_index(&self) -> bool {
         fs::symlink_metadata(self.path.join(INDEX_NAME)).is_ok()
     }
+}
+
+/// Whether a file of that name holds weights. Names with a leading dot are what downloads and editors leave behind.
+pub(super) fn is_weights(name: &str) -> bool {
+    name.ends_with(".safetensors") && !name.starts_with('.')
 }
 
 /// `blobs/` of the cache repository that has this folder as a snapshot.

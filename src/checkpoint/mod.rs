@@ -15,6 +15,7 @@ mod header;
 mod index;
 mod json;
 mod mmap;
+mod remote;
 mod safetensors;
 
 #[cfg(test)]
@@ -32,6 +33,7 @@ pub use fingerprint::{FileFingerprint, Fingerprint};
 pub use header::{DIMENSIONS_MAX, HEADER_BYTES_MAX};
 pub use index::INDEX_NAME;
 pub use mmap::Edges;
+pub use remote::Remote;
 
 use crate::dtype::Dtype;
 use fingerprint::{SideFile, modified_ns};
@@ -41,6 +43,9 @@ use mmap::Map;
 
 /// The largest `config.json` that is read. Real ones have 3 to 300 kB (long `ignore` lists of quantized models).
 const CONFIG_BYTES_MAX: u64 = 64_000_000;
+
+/// What describes the model.
+const CONFIG_NAME: &str = "config.json";
 
 /// The name under which transformers looks for the weights of a model in one file.
 const SINGLE_NAME: &str = "model.safetensors";
@@ -98,6 +103,8 @@ pub struct Checkpoint {
     config: Option<Vec<u8>>,
     sides: Vec<SideFile>,
     unlisted: Vec<String>,
+    /// The names of all files, if they lie elsewhere and only headers are here.
+    elsewhere: Option<Vec<String>>,
 }
 
 impl Checkpoint {
@@ -109,6 +116,9 @@ impl Checkpoint {
     /// # Errors
     /// [`FormatError`] names the file, the tensor and the value. Every fault that a header, an index or their sizes can show is found here.
     pub fn open(path: &Path) -> Result<Self, FormatError> {
+        if remote::is_address(path) {
+            return Err(FormatError::new(path, Kind::Elsewhere));
+        }
         let found = fs::metadata(path).map_err(FormatError::io(path, "open"))?;
         if found.is_dir() {
             let folder = Folder::open(path)?;
@@ -120,7 +130,7 @@ impl Checkpoint {
                 Some(parent) if parent != Path::new("") => parent,
                 _ => Path::new("."),
             };
-            Self::assemble(parent, &Folder::open(parent)?, vec![part])
+            Self::assemble(parent, Folder::open(parent)?.config()?, vec![part])
         }
     }
 
@@ -132,7 +142,7 @@ impl Checkpoint {
         };
         let index = Index::parse(&index_path, &text)?;
         let parts = Self::open_shards(folder, &index.files())?;
-        let mut checkpoint = Self::assemble(path, folder, parts)?;
+        let mut checkpoint = Self::assemble(path, folder.config()?, parts)?;
         index.check(&checkpoint.files, &checkpoint.tensors)?;
         let names = folder.safetensors_names()?;
         checkpoint.unlisted = names.into_iter().filter(|name| checkpoint.file_named(name).is_none()).collect();
@@ -163,22 +173,14 @@ impl Checkpoint {
 
     fn open_single(path: &Path, folder: &Folder) -> Result<Self, FormatError> {
         let mut names = folder.safetensors_names()?;
-        let chosen = match names.as_slice() {
-            [] => return Err(FormatError::new(path, Kind::NoWeights)),
-            [_] => 0,
-            _ => match names.iter().position(|name| name == SINGLE_NAME) {
-                Some(position) => position,
-                None => return Err(FormatError::new(path, Kind::NoIndex { files: names.len() })),
-            },
-        };
-        let (file, real) = folder.file(&names.remove(chosen))?;
-        let mut checkpoint = Self::assemble(path, folder, vec![safetensors::open(&file, &real)?])?;
+        let (file, real) = folder.file(&take_single(path, &mut names)?)?;
+        let mut checkpoint = Self::assemble(path, folder.config()?, vec![safetensors::open(&file, &real)?])?;
         checkpoint.unlisted = names;
         Ok(checkpoint)
     }
 
     /// One catalogue of all files' tensors; no name may be in two files.
-    fn assemble(path: &Path, folder: &Folder, parts: Vec<Part>) -> Result<Self, FormatError> {
+    fn assemble(path: &Path, config: Option<(SideFile, Vec<u8>)>, parts: Vec<Part>) -> Result<Self, FormatError> {
         let (mut files, mut maps, mut tensors) = (Vec::new(), Vec::new(), Vec::new());
         for (file, part) in parts.into_iter().enumerate() {
             tensors.extend(part.tensors.into_iter().map(|tensor| TensorInfo { file, ..tensor }));
@@ -191,9 +193,9 @@ impl Checkpoint {
             let kind = Kind::InTwoFiles { other: files[twice[0].file].name.clone() };
             return Err(FormatError::tensor(&files[twice[1].file].path, &twice[1].name, kind));
         }
-        let (config_side, config) = folder.small_file("config.json", CONFIG_BYTES_MAX)?.unzip();
+        let (config_side, config) = config.unzip();
         let (sides, unlisted) = (Vec::from_iter(config_side), Vec::new());
-        Ok(Self { folder: path.to_path_buf(), files, maps, tensors, config, sides, unlisted })
+        Ok(Self { folder: path.to_path_buf(), files, maps, tensors, config, sides, unlisted, elsewhere: None })
     }
 
     /// The folder that the files lie in, as the user wrote it (`.` for a bare file name).
@@ -237,6 +239,9 @@ impl Checkpoint {
     /// # Errors
     /// The folder cannot be listed.
     pub fn side_names(&self) -> Result<Vec<String>, FormatError> {
+        if let Some(names) = &self.elsewhere {
+            return Ok(names.clone());
+        }
         let list = || FormatError::io(&self.folder, "list");
         let mut names = Vec::new();
         for entry in fs::read_dir(&self.folder).map_err(list())? {
@@ -253,6 +258,7 @@ impl Checkpoint {
     /// # Errors
     /// It has more than `cap` bytes, is no regular file, leads out of the folder, or cannot be read.
     pub fn side_file(&self, name: &str, cap: u64) -> Result<Option<Vec<u8>>, FormatError> {
+        self.require_here()?;
         let found = Folder::open(&self.folder)?.small_file(name, cap)?;
         Ok(found.map(|(_, content)| content))
     }
@@ -309,4 +315,17 @@ impl Checkpoint {
         );
         (&self.maps[tensor.file], tensor.offset + range.start..tensor.offset + range.end)
     }
+}
+
+/// Takes the name of the file that a folder without an index is, out of all safetensors files of the folder.
+fn take_single(path: &Path, names: &mut Vec<String>) -> Result<String, FormatError> {
+    let chosen = match names.as_slice() {
+        [] => return Err(FormatError::new(path, Kind::NoWeights)),
+        [_] => 0,
+        _ => match names.iter().position(|name| name == SINGLE_NAME) {
+            Some(position) => position,
+            None => return Err(FormatError::new(path, Kind::NoIndex { files: names.len() })),
+        },
+    };
+    Ok(names.remove(chosen))
 }

@@ -12,7 +12,7 @@ use serde::Serialize;
 use super::config::Config;
 use super::expected::{Expected, expected};
 use super::names::{Part, Prefixes, Role, logical_name};
-use crate::checkpoint::{Checkpoint, TensorInfo};
+use crate::checkpoint::{Checkpoint, Remote, TensorInfo};
 use crate::dtype::Dtype;
 use crate::kernels::Float;
 use crate::quant::Layout;
@@ -162,6 +162,16 @@ impl Llama4 {
     /// [`Llama4::problems`] instead.
     pub fn open(path: &Path) -> Result<Self> {
         let checkpoint = Checkpoint::open(path)?;
+        let config = Config::of(&checkpoint).with_context(|| format!("opening `{}`", path.display()))?;
+        Ok(Self::assign(checkpoint, config))
+    }
+
+    /// As [`Llama4::open`], for a checkpoint that lies elsewhere and that messages call `path`; its weights cannot be read.
+    ///
+    /// # Errors
+    /// As [`Llama4::open`], or the headers cannot be fetched.
+    pub fn open_remote(path: &Path, remote: &dyn Remote) -> Result<Self> {
+        let checkpoint = Checkpoint::open_remote(path, remote)?;
         let config = Config::of(&checkpoint).with_context(|| format!("opening `{}`", path.display()))?;
         Ok(Self::assign(checkpoint, config))
     }

@@ -12,6 +12,8 @@ use std::sync::Mutex;
 use anyhow::Result;
 use sha2::{Digest, Sha256};
 
+pub use crate::files::hex;
+
 const CHUNK: usize = 256 << 10;
 
 /// The digest of one file in the making.
@@ -123,11 +125,6 @@ impl FileHash {
 /// SHA-256 of a slice, in hex.
 pub fn sha256(bytes: &[u8]) -> String {
     hex(&Sha256::digest(bytes))
-}
-
-/// Lower-case hex digits.
-pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

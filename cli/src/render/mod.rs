@@ -1,5 +1,6 @@
 //! Reports as text for people. Nothing here computes what a report does not hold.
 
+pub(crate) mod download;
 pub(crate) mod inspect;
 pub(crate) mod quantize;
 mod table;

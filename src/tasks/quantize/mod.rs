@@ -66,7 +66,14 @@ impl<'a> Job<'a> {
     /// # Errors
     /// The source or the options cannot be used.
     pub fn new(options: &'a Options) -> Result<Self> {
-        let model = Llama4::open(&options.source)?;
+        Self::of(options, Llama4::open(&options.source)?)
+    }
+
+    /// As [`Job::new`], for a source that somebody opened: for a dry run, its headers are enough.
+    ///
+    /// # Errors
+    /// As [`Job::new`].
+    pub fn of(options: &'a Options, model: Llama4) -> Result<Self> {
         model.require_complete()?;
         let choice = Choice::make(&model, &options.selection)?;
         if !options.requantize {
@@ -75,7 +82,8 @@ impl<'a> Job<'a> {
         let mut builder = PlanBuilder::new(options.shard_bytes_max);
         plan_weights(&mut builder, &model, &choice.targets)?;
         let plan = builder.finish()?;
-        let companions = companions(&model, &choice, &plan)?;
+        let here = model.checkpoint.require_here().is_ok();
+        let companions = if here { companions(&model, &choice, &plan)? } else { Vec::new() };
         Ok(Self { options, model, choice, plan, companions })
     }
 
@@ -90,7 +98,10 @@ impl<'a> Job<'a> {
     /// The output is in the way, or the memory bound too small.
     pub fn dry_run(&self, control: &Control<'_>) -> Result<DryRun> {
         let Self { options, model, choice, plan, .. } = self;
-        partial::check_destination(&options.out, model.checkpoint.folder(), options.existing)?;
+        match model.checkpoint.is_elsewhere() {
+            true => partial::check_free(&options.out, options.existing)?,
+            false => partial::check_destination(&options.out, model.checkpoint.folder(), options.existing)?,
+        }
         DryRun::new(options, model, choice, plan, control)
     }
 
@@ -102,6 +113,7 @@ impl<'a> Job<'a> {
     pub fn run(&self, control: &Control<'_>) -> Result<Report> {
         let began = Instant::now();
         let Self { options, model, choice, plan, companions } = self;
+        model.checkpoint.require_here()?;
         let identity = self.identity();
         if self.is_published()
             && let Some(finished) = partial::take_published(&options.out, &identity)?
