@@ -221,9 +221,6 @@ fn what_is_no_llama_4_checkpoint_is_called_by_its_name() {
     assert!(error.contains("Meta's original PyTorch files (`consolidated.00.pth`)"), "{error}");
     let error = refused(&meta.path().join("consolidated.00.pth"));
     assert!(error.contains("is a PyTorch or ZIP file"), "{error}");
-
-    let error = refused(Path::new("hf://meta-llama/Llama-4-Scout-17B-16E"));
-    assert!(error.contains("Hub is not part of this version"), "{error}");
 }
 
 #[test]

@@ -4,7 +4,7 @@
 //! transfer wants to keep the address that it was sent to. Nothing here is read from the environment; [`Settings`] says it all.
 
 use std::fmt;
-use std::io;
+use std::io::{self, Read};
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -29,6 +29,9 @@ const REDIRECTS_MAX: usize = 8;
 
 /// The longest JSON answer that is read. A page of a listing has 1,000 files in 300 kB.
 const JSON_BYTES_MAX: u64 = 64 << 20;
+
+/// The longest answer that is read only to keep its connection.
+const DRAINED_BYTES_MAX: u64 = 64 << 10;
 
 /// Failures in a row to reach a host that never answered before: a wrong name should show soon.
 const FIRST_CONTACT_FAILURES: u32 = 3;
@@ -288,7 +291,11 @@ impl Client {
                 etag = text("x-linked-etag").or(etag);
             }
             match (response.status().as_u16(), text("location")) {
-                (301 | 302 | 303 | 307 | 308, Some(location)) => url = resolved(&url, &location)?,
+                (301 | 302 | 303 | 307 | 308, Some(location)) => {
+                    url = resolved(&url, &location)?;
+                    // A connection whose answer was read to the end is kept for the next request.
+                    let _ = io::copy(&mut response.into_body().into_reader().take(DRAINED_BYTES_MAX), &mut io::sink());
+                }
                 (status @ (200 | 206), _) => {
                     let (parts, body) = response.into_parts();
                     let etag = etag.or_else(|| header(&parts.headers, "etag").filter(|_| own));
@@ -434,9 +441,9 @@ fn connection_fault(error: &ureq::Error, url: &str) -> Fault {
 }
 
 /// Reads a body of at most `most` bytes.
-pub(super) fn read_to_end(body: impl io::Read, most: u64, url: &str) -> Result<Vec<u8>, Fault> {
+pub(super) fn read_to_end(body: impl Read, most: u64, url: &str) -> Result<Vec<u8>, Fault> {
     let mut text = Vec::new();
-    io::Read::take(body, most + 1)
+    body.take(most + 1)
         .read_to_end(&mut text)
         .map_err(|error| Fault::passing(format!("the answer of `{}` broke off ({error})", shown(url))))?;
     if text.len() as u64 > most {
@@ -444,8 +451,6 @@ pub(super) fn read_to_end(body: impl io::Read, most: u64, url: &str) -> Result<V
     }
     Ok(text)
 }
-
-use std::io::Read as _;
 
 /// The value of a header, if it is text.
 pub(super) fn header(headers: &HeaderMap, name: &str) -> Option<String> {

@@ -1,7 +1,7 @@
 //! The loop that fetches files: connections take ranges from the first file that has some to give, and files are published one by one as
 //! their digests turn out right. It must not know what the files are.
 //!
-//! Memory: one block for each connection and each growing file, whatever the sizes.
+//! Memory: one block for each connection, and some for each file that grows, whatever the sizes.
 
 use std::collections::VecDeque;
 use std::io::Read;
@@ -229,7 +229,7 @@ impl<'a> Run<'a> {
         &self,
         transfer: &Transfer<'a>,
         range: &mut Range<usize>,
-        block: &mut [u8],
+        block: &mut Vec<u8>,
         failures: &mut u32,
     ) -> Result<(), Fault> {
         let Job { client, listing, control, .. } = &self.job;
@@ -248,12 +248,12 @@ impl<'a> Run<'a> {
         }
         *source(transfer) = Some(answer.url.clone());
         while range.start < range.end {
-            let content = &mut block[..transfer.length(range.start)];
-            self.fill(&mut answer, content)?;
-            transfer.put(range.start, content).map_err(Fault::Final)?;
+            let length = transfer.length(range.start);
+            self.fill(&mut answer, &mut block[..length])?;
+            transfer.put(range.start, block).map_err(Fault::Final)?;
             range.start += 1;
             *failures = 0;
-            control.progress.advance(content.len() as u64);
+            control.progress.advance(length as u64);
             control.progress.item(&transfer.remote.path, transfer.done(), transfer.remote.bytes);
         }
         // Reading the end is what makes the connection free for the next range.

@@ -1,10 +1,11 @@
 //! One file that grows: which blocks it has, which are on their way, and the digest that follows behind. It must not know the network.
 //!
 //! Blocks arrive out of order and from several connections, but a digest wants them in order. So the ranges that are handed out are always the
-//! first ones that are missing, and a thread of the file's own follows behind, reading blocks back while they are still in the page
-//! cache. It compares each with what was recorded when it was written: blocks of an earlier run that did not survive a power cut are fetched
-//! again, and there is no second pass at the end.
+//! first ones that are missing, and a thread of the file's own follows behind. The blocks it needs next are handed to it in memory; others it reads
+//! back, and compares with what was recorded when they were written: blocks of an earlier run that did not survive a power cut
+//! are fetched again. So there is no second pass at the end.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::ops::Range;
@@ -24,6 +25,9 @@ use super::record::{BLOCK, Found, Record};
 
 /// Blocks of one request: enough that a round trip does not matter, few enough that the digest is not far behind.
 const RANGE_BLOCKS: usize = 16;
+
+/// Blocks of one file that wait in memory for the digest at most.
+const HANDED_MAX: usize = 8;
 
 /// How long to wait before looking whether the work is over.
 const LOOK: Duration = Duration::from_millis(100);
@@ -62,6 +66,20 @@ struct State {
     bytes: u64,
     /// The server gives the whole file or nothing, so one connection at a time fetches to the end.
     whole: bool,
+    /// The block that the digest wants next.
+    wanted: usize,
+    /// Blocks that wait for the digest in memory.
+    handed: BTreeMap<usize, Vec<u8>>,
+    /// Buffers that came back.
+    spare: Vec<Vec<u8>>,
+}
+
+/// How the digest gets at a block.
+enum Next {
+    /// Here it is.
+    Content(Vec<u8>),
+    /// It is in the file, and has this XXH3.
+    InFile(u64),
 }
 
 /// What an earlier run left of a file.
@@ -95,7 +113,8 @@ impl<'a> Transfer<'a> {
         let bytes = (0..blocks.len()).filter(|&block| blocks[block] != Block::Missing);
         let bytes = bytes.map(|block| length(remote, block)).sum();
         let before = if found == Found::Other { Before::Other } else { Before::Bytes(bytes) };
-        let state = Mutex::new(State { blocks, first: 0, bytes, whole: false });
+        let (handed, spare) = (BTreeMap::new(), Vec::new());
+        let state = Mutex::new(State { blocks, first: 0, bytes, whole: false, wanted: 0, handed, spare });
         let (arrived, source, unsynced) = (Condvar::new(), Mutex::new(None), AtomicU64::new(0));
         Ok((Self { remote, part, path, record, state, arrived, source, unsynced }, before))
     }
@@ -146,15 +165,21 @@ impl<'a> Transfer<'a> {
         length(self.remote, block) as usize
     }
 
-    /// Writes a block that has arrived, records it, and lets the digest go on.
-    pub(super) fn put(&self, block: usize, content: &[u8]) -> Result<()> {
+    /// Writes a block that has arrived, records it, and lets the digest go on. `content` has [`BLOCK`] bytes, of which those of the block
+    /// count; it may be another buffer afterwards.
+    pub(super) fn put(&self, block: usize, content: &mut Vec<u8>) -> Result<()> {
         let context = || format!("writing `{}`", self.path.display());
-        self.part.write_all_at(content, block as u64 * BLOCK).with_context(context)?;
-        let digest = self.record.append(block, content).with_context(context)?;
-        self.unsynced.fetch_add(content.len() as u64, Ordering::Relaxed);
+        let bytes = &content[..self.length(block)];
+        self.part.write_all_at(bytes, block as u64 * BLOCK).with_context(context)?;
+        let digest = self.record.append(block, bytes).with_context(context)?;
+        self.unsynced.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         let mut state = self.lock();
+        state.bytes += bytes.len() as u64;
         state.blocks[block] = Block::Here(digest);
-        state.bytes += content.len() as u64;
+        if state.handed.len() < HANDED_MAX && block < state.wanted + HANDED_MAX {
+            let spare = state.spare.pop().unwrap_or_else(|| vec![0; BLOCK as usize]);
+            state.handed.insert(block, std::mem::replace(content, spare));
+        }
         self.arrived.notify_all();
         Ok(())
     }
@@ -177,34 +202,48 @@ impl<'a> Transfer<'a> {
     /// not what was recorded.
     pub(super) fn follow(&self, over: impl Fn() -> bool, lost: impl Fn(u64)) -> Result<Option<Hashed>> {
         let mut hasher = Hasher::new(self.remote);
-        let mut content = vec![0; BLOCK as usize];
+        let mut buffer = Vec::new();
         let count = self.lock().blocks.len();
         let mut block = 0;
         while block < count {
-            let Some(digest) = self.wait_for(block, &over) else { return Ok(None) };
-            let content = &mut content[..self.length(block)];
-            let read = self.part.read_exact_at(content, block as u64 * BLOCK);
-            read.with_context(|| format!("reading `{}`", self.path.display()))?;
-            if xxh3_64(content) == digest {
-                hasher.update(content);
-                block += 1;
-            } else {
-                self.lose(block);
-                lost(content.len() as u64);
+            let length = self.length(block);
+            match self.next(block, &over) {
+                None => return Ok(None),
+                Some(Next::Content(content)) => {
+                    hasher.update(&content[..length]);
+                    self.lock().spare.push(content);
+                    block += 1;
+                }
+                Some(Next::InFile(digest)) => {
+                    buffer.resize(length, 0);
+                    let read = self.part.read_exact_at(&mut buffer, block as u64 * BLOCK);
+                    read.with_context(|| format!("reading `{}`", self.path.display()))?;
+                    if xxh3_64(&buffer) == digest {
+                        hasher.update(&buffer);
+                        block += 1;
+                    } else {
+                        self.lose(block);
+                        lost(length as u64);
+                    }
+                }
             }
         }
         Ok(Some(hasher.finish()))
     }
 
-    /// The recorded digest of a block, once it is here.
-    fn wait_for(&self, block: usize, over: &impl Fn() -> bool) -> Option<u64> {
+    /// Waits for a block; `None` if `over` says so before.
+    fn next(&self, block: usize, over: &impl Fn() -> bool) -> Option<Next> {
         let mut state = self.lock();
+        state.wanted = block;
         loop {
             if over() {
                 return None;
             }
+            if let Some(content) = state.handed.remove(&block) {
+                return Some(Next::Content(content));
+            }
             if let Block::Here(digest) = state.blocks[block] {
-                return Some(digest);
+                return Some(Next::InFile(digest));
             }
             state = self.arrived.wait_timeout(state, LOOK).expect("nothing panics while it holds the lock").0;
         }
@@ -222,7 +261,8 @@ impl<'a> Transfer<'a> {
         self.record.clear(self.remote).with_context(|| format!("starting `{}` over", self.path.display()))?;
         let mut state = self.lock();
         state.blocks.fill(Block::Missing);
-        (state.first, state.bytes) = (0, 0);
+        state.handed.clear();
+        (state.first, state.bytes, state.wanted) = (0, 0, 0);
         Ok(())
     }
 
@@ -276,9 +316,12 @@ mod tests {
         RemoteFile { path: "a".into(), bytes: content.len() as u64, digest }
     }
 
-    fn block(content: &[u8], block: usize) -> &[u8] {
+    /// A block of `content` in a buffer as connections have it.
+    fn block(content: &[u8], block: usize) -> Vec<u8> {
         let start = block * BLOCK as usize;
-        &content[start..(start + BLOCK as usize).min(content.len())]
+        let mut buffer = content[start..(start + BLOCK as usize).min(content.len())].to_vec();
+        buffer.resize(BLOCK as usize, 0);
+        buffer
     }
 
     #[test]
@@ -309,7 +352,7 @@ mod tests {
         let (transfer, before) = Transfer::open(&remote, &place).unwrap();
         assert_eq!(before, Before::Bytes(0));
         for index in [3, 1] {
-            transfer.put(index, block(&content, index)).unwrap();
+            transfer.put(index, &mut block(&content, index)).unwrap();
         }
         drop(transfer);
         // What a power cut does to a block that the record speaks of.
@@ -317,19 +360,19 @@ mod tests {
         let (transfer, before) = Transfer::open(&remote, &place).unwrap();
         assert_eq!(before, Before::Bytes(BLOCK + 5));
         assert_eq!(transfer.claim(1), Some(0..1));
-        transfer.put(0, block(&content, 0)).unwrap();
+        transfer.put(0, &mut block(&content, 0)).unwrap();
         assert_eq!(transfer.claim(1), Some(2..3));
-        transfer.put(2, block(&content, 2)).unwrap();
+        transfer.put(2, &mut block(&content, 2)).unwrap();
+        let lost = AtomicU64::new(0);
         let hashed = std::thread::scope(|scope| {
-            let lost = AtomicU64::new(0);
             let following = scope.spawn(|| transfer.follow(|| false, |bytes| lost.store(bytes, Ordering::Relaxed)));
             while transfer.claim(1) != Some(1..2) {
                 std::thread::yield_now();
             }
-            transfer.put(1, block(&content, 1)).unwrap();
+            transfer.put(1, &mut block(&content, 1)).unwrap();
             following.join().unwrap().unwrap().unwrap()
         });
-        assert_eq!(hashed.found, remote.digest);
+        assert_eq!((hashed.found, lost.into_inner()), (remote.digest.clone(), BLOCK));
         transfer.publish(&place).unwrap();
         assert_eq!(fs::read(folder.path().join("a")).unwrap(), content);
     }

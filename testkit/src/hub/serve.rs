@@ -209,7 +209,8 @@ impl Handler<'_> {
         };
         let status = if file.sha256.is_some() { StatusCode::FOUND } else { StatusCode::TEMPORARY_REDIRECT };
         let reply = with(self.plain(status, "Redirecting"), "location", &location);
-        let etag = if wanted.fault == Some(FaultKind::OtherEtag) { "0123456789abcdef" } else { file.etag() };
+        let other = "0".repeat(file.etag().len());
+        let etag = if wanted.fault == Some(FaultKind::OtherEtag) { &other } else { file.etag() };
         let reply = with(reply, "x-linked-etag", &format!("\"{etag}\""));
         let reply = with(reply, "x-linked-size", &file.bytes.to_string());
         with(reply, "x-repo-commit", &repo.commit)
