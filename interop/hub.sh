@@ -71,7 +71,7 @@ fi
 
 echo "== inspect of the whole of Maverick"
 "$bin/testkit" sparse maverick "$work/repos/meta/maverick"
-serve --fake-digests 1000000000
+serve --fake-digests 16000000
 start=$(now)
 "$bin/l4tool" --json inspect hf://meta/maverick >"$work/remote.json"
 awk "BEGIN { printf \"%.2f s, \", $(now) - $start }"

@@ -116,16 +116,13 @@ fn a_file_that_is_not_what_was_listed_is_refused() {
 #[test]
 fn a_server_that_stays_down_is_given_up_and_gone_on_with_later() {
     let served = Served::big(BYTES, HubOptions::default());
-    served.hub.fault(Fault::times("/lfs/", FaultKind::Status(500, None), 100).after(1));
+    served.hub.fault(Fault::times("/lfs/", FaultKind::Status(500, None), 12).after(1));
     let done = run(&mut served.download("meta/big", "--retries 2 --connections 2"));
     done.refused(&["answered 500, 3 times in a row", "hint: run the same command again to go on"]);
-    let served_before = served.hub.served();
-    while !served.hub.faults_are_over() {
-        let _ = run(&mut served.download("meta/big", "--retries 30 --connections 8"));
-    }
-    let report = run(&mut served.download("meta/big", "--json")).ok().json();
+    assert!(!served.hub.faults_are_over() && served.hub.served() > 0);
+    run(&mut served.download("meta/big", "")).ok();
     assert_whole(&served);
-    assert!(served_before > 0 && served.hub.served() <= BYTES as u64 * 2, "{report}");
+    assert!(served.hub.faults_are_over() && served.hub.served() < BYTES as u64 * 3 / 2);
 }
 
 #[test]
@@ -154,7 +151,7 @@ fn kills_cost_little_and_nothing_is_wrong() {
     }
     let report = run(&mut served.download("meta/big", "--json")).ok().json();
     assert_whole(&served);
-    assert!(report["bytes_resumed"].as_u64().unwrap() > 40 << 20, "{report}");
+    assert!(report["bytes_resumed"].as_u64().unwrap() >= 36 << 20, "{report}");
     // Each connection may lose the block that it is at and what lies in buffers of the system.
     let lost = served.hub.served() - bytes as u64;
     assert!(lost < 4 * 4 * (1 << 20), "{lost} bytes were served twice");

@@ -3,26 +3,22 @@
 //! Redirects are followed here and not by the HTTP library: the token goes to the endpoint that the user named and to no other host, and a
 //! transfer wants to keep the address that it was sent to. Nothing here is read from the environment; [`Settings`] says it all.
 
-use std::fmt;
 use std::io::{self, Read};
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use ureq::Agent;
 use ureq::http::{HeaderMap, Response};
-use ureq::tls::{PemItem, RootCerts, TlsConfig, parse_pem};
 
 use super::denial::Denial;
 use super::retry::{self, LONGEST_GRANTED};
+use super::settings::{Settings, Token, agent, tls};
 use super::throttle::Throttle;
+use super::url::{next_page, origin, resolved, shown};
 use crate::error::{Interrupted, hint};
 use crate::progress::Control;
-
-/// The Hugging Face Hub.
-pub const DEFAULT_ENDPOINT: &str = "https://huggingface.co";
 
 /// Redirects in a row before something is wrong.
 const REDIRECTS_MAX: usize = 8;
@@ -35,77 +31,6 @@ const DRAINED_BYTES_MAX: u64 = 64 << 10;
 
 /// Failures in a row to reach a host that never answered before: a wrong name should show soon.
 const FIRST_CONTACT_FAILURES: u32 = 3;
-
-/// An access token. It cannot be printed.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Token(String);
-
-impl Token {
-    /// A token from a variable or a file; surrounding blanks are not part of it. `None` if nothing else is there.
-    ///
-    /// # Errors
-    /// It cannot be sent in a header. The error does not hold it.
-    pub fn new(text: &str) -> Result<Option<Self>> {
-        let text = text.trim();
-        if !text.bytes().all(|byte| byte.is_ascii_graphic()) {
-            return Err(hint("the access token holds blanks or other characters that no token has", "check its file"));
-        }
-        Ok((!text.is_empty()).then(|| Self(text.to_owned())))
-    }
-}
-
-impl fmt::Debug for Token {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Token(..)")
-    }
-}
-
-/// Proxies by the scheme of what is requested: URLs such as `http://user:password@host:port` or `socks5://host`.
-#[derive(Clone, Debug, Default)]
-pub struct Proxies {
-    /// For `http:`.
-    pub http: Option<String>,
-    /// For `https:`.
-    pub https: Option<String>,
-    /// Hosts and domains, separated by commas, that are asked directly; `*` is all of them.
-    pub none_for: Option<String>,
-}
-
-/// How to reach a hub.
-#[derive(Clone, Debug)]
-pub struct Settings {
-    /// Scheme, host and perhaps a path, without a slash at the end.
-    pub endpoint: String,
-    /// Who asks.
-    pub token: Option<Token>,
-    /// Certificates in PEM that are trusted instead of the built-in ones.
-    pub certificates: Option<Vec<u8>>,
-    /// Ways around.
-    pub proxies: Proxies,
-    /// Failures in a row of one request before it is given up.
-    pub retries: u32,
-    /// Time without a byte after which a connection is taken for dead.
-    pub stall: Duration,
-    /// Requests at the same time, at least 1.
-    pub connections: usize,
-    /// Bytes per second over all connections.
-    pub bandwidth: Option<u64>,
-}
-
-impl Default for Settings {
-    fn default() -> Self {
-        Self {
-            endpoint: DEFAULT_ENDPOINT.into(),
-            token: None,
-            certificates: None,
-            proxies: Proxies::default(),
-            retries: 10,
-            stall: Duration::from_secs(30),
-            connections: 8,
-            bandwidth: None,
-        }
-    }
-}
 
 /// Why there is no answer.
 #[derive(Debug)]
@@ -292,7 +217,9 @@ impl Client {
             }
             match (response.status().as_u16(), text("location")) {
                 (301 | 302 | 303 | 307 | 308, Some(location)) => {
-                    url = resolved(&url, &location)?;
+                    let target = resolved(&url, &location);
+                    let wrong = || Fault::Final(anyhow::anyhow!("`{}` redirects to what is no address", shown(&url)));
+                    url = target.ok_or_else(wrong)?;
                     // A connection whose answer was read to the end is kept for the next request.
                     let _ = io::copy(&mut response.into_body().into_reader().take(DRAINED_BYTES_MAX), &mut io::sink());
                 }
@@ -362,69 +289,6 @@ impl Client {
     }
 }
 
-fn agent(settings: &Settings, tls: &TlsConfig, proxy: Option<&str>, direct: Option<&str>) -> Result<Agent> {
-    let proxy = proxy.filter(|proxy| !proxy.is_empty()).map(|proxy| self::proxy(proxy, direct)).transpose()?;
-    let config = Agent::config_builder()
-        .http_status_as_error(false)
-        .max_redirects(0)
-        .max_redirects_will_error(false)
-        // Without this the library would look for proxies in the environment by itself.
-        .proxy(proxy)
-        .tls_config(tls.clone())
-        .user_agent(concat!("l4tool/", env!("CARGO_PKG_VERSION")))
-        .timeout_connect(Some(settings.stall))
-        .timeout_resolve(Some(settings.stall))
-        .timeout_per_read(Some(settings.stall))
-        .timeout_per_write(Some(settings.stall))
-        .max_idle_connections(2 * settings.connections)
-        .max_idle_connections_per_host(settings.connections);
-    Ok(config.build().into())
-}
-
-fn proxy(url: &str, direct: Option<&str>) -> Result<ureq::Proxy> {
-    // The URL may hold a password, so it is not shown.
-    let wrong =
-        || hint("a proxy is not written as it should be", "write it like http://HOST:PORT or socks5://HOST:PORT");
-    let proxy = ureq::Proxy::new(url).map_err(|_| wrong())?;
-    let mut builder = ureq::Proxy::builder(proxy.protocol()).host(proxy.host()).port(proxy.port());
-    if let Some(name) = proxy.username() {
-        builder = builder.username(name);
-    }
-    if let Some(password) = proxy.password() {
-        builder = builder.password(password);
-    }
-    for name in direct.unwrap_or("").split(',').map(str::trim).filter(|name| !name.is_empty()) {
-        // As curl has it: a name stands for itself and everything below it.
-        let name = name.trim_start_matches("*.").trim_start_matches('.');
-        builder = builder.no_proxy(name).no_proxy(&format!(".{name}"));
-    }
-    builder.build().map_err(|_| wrong())
-}
-
-fn tls(certificates: Option<&[u8]>) -> Result<TlsConfig> {
-    let roots = match certificates {
-        None => RootCerts::WebPki,
-        Some(pem) => {
-            let items = parse_pem(pem).collect::<Result<Vec<_>, _>>().context("reading the file of certificates")?;
-            let certificates: Vec<_> = items
-                .into_iter()
-                .filter_map(|item| match item {
-                    PemItem::Certificate(certificate) => Some(certificate),
-                    _ => None,
-                })
-                .collect();
-            if certificates.is_empty() {
-                return Err(hint(
-                    "the file of certificates holds none",
-                    "it should be a PEM file, with `BEGIN CERTIFICATE`",
-                ));
-            }
-            RootCerts::Specific(Arc::new(certificates))
-        }
-    };
-    Ok(TlsConfig::builder().root_certs(roots).build())
-}
-
 fn connection_fault(error: &ureq::Error, url: &str) -> Fault {
     let place = shown(url);
     let text = error.to_string();
@@ -457,72 +321,9 @@ pub(super) fn header(headers: &HeaderMap, name: &str) -> Option<String> {
     Some(headers.get(name)?.to_str().ok()?.to_owned())
 }
 
-/// Scheme, host and port of a URL, with the port that is meant if none is written.
-fn origin(url: &str) -> Option<(String, String, u16)> {
-    let uri: ureq::http::Uri = url.parse().ok()?;
-    let scheme = uri.scheme_str()?.to_ascii_lowercase();
-    let usual = match scheme.as_str() {
-        "http" => 80,
-        "https" => 443,
-        _ => return None,
-    };
-    Some((scheme, uri.host()?.to_ascii_lowercase(), uri.port_u16().unwrap_or(usual)))
-}
-
-/// Where `location` leads from `url`.
-fn resolved(url: &str, location: &str) -> Result<String, Fault> {
-    let target = if location.starts_with("http://") || location.starts_with("https://") {
-        Some(location.to_owned())
-    } else {
-        let scheme_end = url.find("://").map_or(0, |at| at + 3);
-        let host_end = url[scheme_end..].find('/').map_or(url.len(), |at| scheme_end + at);
-        match location.strip_prefix("//") {
-            Some(rest) => Some(format!("{}{rest}", &url[..scheme_end])),
-            None if location.starts_with('/') => Some(format!("{}{location}", &url[..host_end])),
-            None => None,
-        }
-    };
-    let valid = target.filter(|target| origin(target).is_some());
-    valid.ok_or_else(|| Fault::Final(anyhow::anyhow!("`{}` redirects to what is no address", shown(url))))
-}
-
-/// Path and query of the link to the next page (RFC 8288): `<https://host/path?query>; rel="next"`. The host is left out, because a
-/// mirror hands on links that name the hub.
-fn next_page(links: &str) -> Option<String> {
-    let link = links.split(',').find(|link| link.contains("rel=\"next\""))?;
-    let url = link.split_once('<')?.1.split_once('>')?.0;
-    let path = url.find("://").map_or(url, |at| {
-        let rest = &url[at + 3..];
-        rest.find('/').map_or("/", |slash| &rest[slash..])
-    });
-    path.starts_with('/').then(|| path.to_owned())
-}
-
-/// A URL for people: without its query, which may hold a signature, and without a password.
-pub(super) fn shown(url: &str) -> String {
-    let plain = url.split(['?', '#']).next().unwrap_or(url);
-    match (plain.find("://"), plain.find('@')) {
-        (Some(scheme), Some(at)) if !plain[scheme + 3..at.max(scheme + 3)].contains('/') => {
-            format!("{}{}", &plain[..scheme + 3], &plain[at + 1..])
-        }
-        _ => plain.to_owned(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn redirects_lead_where_a_browser_would_go() {
-        let from = "https://hub.example:8443/a/b?c=d";
-        let to = |location| resolved(from, location).ok();
-        assert_eq!(to("/x?y=z").as_deref(), Some("https://hub.example:8443/x?y=z"));
-        assert_eq!(to("//cdn.example/x").as_deref(), Some("https://cdn.example/x"));
-        assert_eq!(to("http://cdn.example/x").as_deref(), Some("http://cdn.example/x"));
-        assert_eq!(to("ftp://cdn.example/x"), None);
-        assert_eq!(to("javascript:alert(1)"), None);
-    }
 
     #[test]
     fn the_endpoint_is_told_from_its_look_alikes() {
@@ -537,21 +338,5 @@ mod tests {
             assert!(!client.is_own(other), "{other}");
         }
         assert!(Client::new(Settings { endpoint: "hub.example".into(), ..Settings::default() }).is_err());
-    }
-
-    #[test]
-    fn secrets_are_not_shown() {
-        assert_eq!(shown("https://user:secret@cdn.example/x?X-Amz-Signature=secret"), "https://cdn.example/x");
-        assert_eq!(shown("https://cdn.example/a@b"), "https://cdn.example/a@b");
-        let token = Token::new(" hf_secret\n").unwrap().unwrap();
-        assert!(!format!("{token:?}").contains("secret"));
-        assert!(Token::new("").unwrap().is_none() && Token::new("a b").is_err());
-    }
-
-    #[test]
-    fn the_next_page_is_asked_from_the_same_hub() {
-        let links = "<https://huggingface.co/api/models/a/b/tree/main?cursor=xyz>; rel=\"next\"";
-        assert_eq!(next_page(links).as_deref(), Some("/api/models/a/b/tree/main?cursor=xyz"));
-        assert_eq!(next_page("<https://huggingface.co/a>; rel=\"prev\""), None);
     }
 }

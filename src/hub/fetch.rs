@@ -14,13 +14,14 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-use super::client::{Answer, Client, Fault, header, shown};
+use super::client::{Answer, Client, Fault, header};
 use super::denial::Denial;
 use super::digest::Hashed;
 use super::listing::{Digest, Listing, RemoteFile};
 use super::place::{Hold, Place};
 use super::record::BLOCK;
 use super::transfer::{Before, Transfer};
+use super::url::shown;
 use crate::error::{Interrupted, hint};
 use crate::progress::{Control, Unit};
 

@@ -21,14 +21,17 @@ mod place;
 mod record;
 mod retry;
 mod select;
+mod settings;
 mod throttle;
 mod transfer;
+mod url;
 
 pub use address::{Address, DEFAULT_REVISION, SCHEME, is_commit, is_plain_path};
-pub use client::{Client, DEFAULT_ENDPOINT, Proxies, Settings, Token};
+pub use client::Client;
 pub use digest::{Hashed, hash_file};
 pub use fetch::{Fetched, Job, Mismatch, fetch};
 pub use headers::RemoteFolder;
 pub use listing::{Digest, Listing, RemoteFile};
 pub use place::{Hold, Place, cached_commit, cached_files};
 pub use select::{Selection, pattern};
+pub use settings::{DEFAULT_ENDPOINT, Proxies, Settings, Token};

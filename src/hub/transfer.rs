@@ -356,7 +356,7 @@ mod tests {
         }
         drop(transfer);
         // What a power cut does to a block that the record speaks of.
-        OpenOptions::new().write(true).open(place.part(&remote)).unwrap().write_all_at(&[0; 99], BLOCK + 7).unwrap();
+        OpenOptions::new().write(true).open(place.part(&remote)).unwrap().write_all_at(&[0xff; 99], BLOCK + 7).unwrap();
         let (transfer, before) = Transfer::open(&remote, &place).unwrap();
         assert_eq!(before, Before::Bytes(BLOCK + 5));
         assert_eq!(transfer.claim(1), Some(0..1));
