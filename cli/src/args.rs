@@ -4,7 +4,7 @@ use clap::builder::Styles;
 use clap::builder::styling::AnsiColor;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::commands::{completions, download, inspect, man, quantize, verify};
+use crate::commands::{completions, convert, download, inspect, man, quantize, verify};
 use crate::size::Size;
 
 const STYLES: Styles = Styles::styled()
@@ -105,6 +105,7 @@ pub(crate) enum Command {
     Download(download::Arguments),
     Inspect(inspect::Arguments),
     Quantize(quantize::Arguments),
+    Convert(convert::Arguments),
     Verify(verify::Arguments),
     Completions(completions::Arguments),
     Man(man::Arguments),

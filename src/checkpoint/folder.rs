@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use super::error::{FormatError, Kind};
 use super::index::INDEX_NAME;
 use super::json::read_capped;
-use super::{CONFIG_BYTES_MAX, CONFIG_NAME, SideFile, modified_ns};
+use super::{CONFIG_BYTES_MAX, CONFIG_NAMES, Described, SideFile, modified_ns};
 
 /// A folder that files are opened from, by plain name.
 pub(super) struct Folder {
@@ -69,13 +69,23 @@ impl Folder {
         Ok(Some((side, content)))
     }
 
-    /// `config.json`, if the folder has one.
-    pub(super) fn config(&self) -> Result<Option<(SideFile, Vec<u8>)>, FormatError> {
-        self.small_file(CONFIG_NAME, CONFIG_BYTES_MAX)
+    /// What describes the model, if the folder has such a file.
+    pub(super) fn config(&self) -> Result<Option<Described>, FormatError> {
+        for name in CONFIG_NAMES {
+            if let Some((side, content)) = self.small_file(name, CONFIG_BYTES_MAX)? {
+                return Ok(Some((name, side, content)));
+            }
+        }
+        Ok(None)
     }
 
     /// The names of the folder's `.safetensors` files, sorted.
     pub(super) fn safetensors_names(&self) -> Result<Vec<String>, FormatError> {
+        self.names(is_weights)
+    }
+
+    /// The names that are `wanted`, sorted.
+    pub(super) fn names(&self, wanted: impl Fn(&str) -> bool) -> Result<Vec<String>, FormatError> {
         let mut names = Vec::new();
         for entry in fs::read_dir(&self.path).map_err(FormatError::io(&self.path, "list"))? {
             let entry = entry.map_err(FormatError::io(&self.path, "list"))?;
@@ -83,7 +93,8 @@ impl Folder {
             let Ok(name) = entry.file_name().into_string() else {
                 continue;
             };
-            if is_weights(&name) {
+            // Names with a leading dot are what downloads and editors leave behind.
+            if wanted(&name) && !name.starts_with('.') {
                 names.push(name);
             }
         }

@@ -13,7 +13,7 @@ use super::error::{FormatError, Kind};
 use super::folder::is_weights;
 use super::index::{self, INDEX_NAME, Index};
 use super::mmap::Map;
-use super::{CONFIG_BYTES_MAX, CONFIG_NAME, Checkpoint, Part, SideFile, safetensors, take_single};
+use super::{CONFIG_BYTES_MAX, CONFIG_NAMES, Checkpoint, Part, SideFile, safetensors, take_single};
 
 /// Bytes that one tensor takes in a header besides its name: dtype, shape, offsets of up to 13 digits, and JSON's signs.
 const ENTRY_BYTES: u64 = 112;
@@ -47,7 +47,8 @@ impl Checkpoint {
     pub fn open_remote(path: &Path, remote: &dyn Remote) -> Result<Self> {
         let files: BTreeMap<String, u64> = remote.files().into_iter().collect();
         let mut sides = small_files(path, remote, &files)?;
-        let config = sides.remove(CONFIG_NAME);
+        let config =
+            CONFIG_NAMES.iter().find_map(|name| sides.remove(*name).map(|(side, content)| (*name, side, content)));
         let mut weights: Vec<String> = files.keys().filter(|name| is_weights(name)).cloned().collect();
         let (index, names) = match sides.remove(INDEX_NAME) {
             Some((side, text)) => {
@@ -99,7 +100,8 @@ fn small_files(
     files: &BTreeMap<String, u64>,
 ) -> Result<BTreeMap<String, (SideFile, Vec<u8>)>> {
     let mut wanted = Vec::new();
-    for (name, cap) in [(INDEX_NAME, index::INDEX_BYTES_MAX), (CONFIG_NAME, CONFIG_BYTES_MAX)] {
+    let [config, params] = CONFIG_NAMES;
+    for (name, cap) in [(INDEX_NAME, index::INDEX_BYTES_MAX), (config, CONFIG_BYTES_MAX), (params, CONFIG_BYTES_MAX)] {
         let Some(&bytes) = files.get(name) else { continue };
         if bytes > cap {
             return Err(FormatError::new(&path.join(name), Kind::TooLarge { bytes, cap }).into());

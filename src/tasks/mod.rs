@@ -1,5 +1,6 @@
 //! One module for each thing that a user can ask for: options in, a report out. Tasks do not know each other.
 
+pub mod convert;
 pub mod download;
 pub mod inspect;
 pub mod quantize;

@@ -1,6 +1,7 @@
 //! One file for each command: its arguments, what they mean, and the call.
 
 pub(crate) mod completions;
+pub(crate) mod convert;
 pub(crate) mod download;
 pub(crate) mod inspect;
 pub(crate) mod man;
@@ -17,6 +18,7 @@ use crate::exit::Outcome;
 pub(crate) fn run(command: Command, context: &Context) -> Result<Outcome> {
     match command {
         Command::Download(arguments) => download::run(arguments, context),
+        Command::Convert(arguments) => convert::run(arguments, context),
         Command::Inspect(arguments) => inspect::run(arguments, context),
         Command::Quantize(arguments) => quantize::run(arguments, context),
         Command::Verify(arguments) => verify::run(arguments, context),

@@ -1,6 +1,8 @@
 //! Reports as text for people. Nothing here computes what a report does not hold.
 
+pub(crate) mod convert;
 pub(crate) mod download;
+mod forecast;
 pub(crate) mod inspect;
 pub(crate) mod quantize;
 mod table;
