@@ -2,6 +2,7 @@
 
 pub mod convert;
 pub mod diff;
+pub mod download;
 pub mod inspect;
 pub mod quantize;
 pub mod repack;

@@ -3,6 +3,7 @@
 pub(crate) mod completions;
 pub(crate) mod convert;
 pub(crate) mod diff;
+pub(crate) mod download;
 pub(crate) mod inspect;
 pub(crate) mod man;
 pub(crate) mod quantize;
@@ -18,6 +19,7 @@ use crate::exit::Outcome;
 /// Runs a command.
 pub(crate) fn run(command: Command, context: &Context) -> Result<Outcome> {
     match command {
+        Command::Download(arguments) => download::run(arguments, context),
         Command::Convert(arguments) => convert::run(arguments, context),
         Command::Inspect(arguments) => inspect::run(arguments, context),
         Command::Quantize(arguments) => quantize::run(arguments, context),

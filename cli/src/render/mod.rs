@@ -2,6 +2,7 @@
 
 pub(crate) mod convert;
 pub(crate) mod diff;
+pub(crate) mod download;
 mod forecast;
 pub(crate) mod inspect;
 pub(crate) mod quantize;
