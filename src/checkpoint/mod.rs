@@ -47,8 +47,9 @@ use mmap::Map;
 /// The largest `config.json` that is read. Real ones have 3 to 300 kB (long `ignore` lists of quantized models).
 const CONFIG_BYTES_MAX: u64 = 64_000_000;
 
-/// The files that may describe the model, in the order in which they are looked for.
+/// The files that may describe the model, in the order in which they are looked for: beside files of ranks it is Meta's.
 const CONFIG_NAMES: [&str; 2] = ["config.json", "params.json"];
+const CONFIG_NAMES_OF_RANKS: [&str; 2] = ["params.json", "config.json"];
 
 /// The name under which transformers looks for the weights of a model in one file.
 const SINGLE_NAME: &str = "model.safetensors";
@@ -211,7 +212,8 @@ impl Checkpoint {
             return Err(FormatError::tensor(&files[twice[1].file].path, &twice[1].name, kind));
         }
         let (mut config, mut sides, unlisted) = (None, Vec::new(), Vec::new());
-        for name in CONFIG_NAMES {
+        let of_ranks = files.iter().any(|file: &SourceFile| rank_of(&file.name).is_some());
+        for name in if of_ranks { CONFIG_NAMES_OF_RANKS } else { CONFIG_NAMES } {
             if let (None, Some((side, content))) = (&config, folder.small_file(name, CONFIG_BYTES_MAX)?) {
                 config = Some((name, content));
                 sides.push(side);

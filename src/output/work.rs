@@ -75,12 +75,14 @@ pub struct BadWeight {
     pub what: String,
     /// What the user can do, if it is another thing than fetching the file again.
     pub remedy: Option<&'static str>,
+    /// The tensor that holds the value, where a weight has several.
+    pub tensor: Option<usize>,
 }
 
 impl BadWeight {
     /// A value that no program can use.
     pub fn new(name: &str, what: String) -> Self {
-        Self { name: name.to_owned(), what, remedy: None }
+        Self { name: name.to_owned(), what, remedy: None, tensor: None }
     }
 }
 
