@@ -1,14 +1,16 @@
 //! From logical weights to a published checkpoint: plan, execute, check, describe, publish.
 //!
 //! A [`plan::Plan`] is made from headers alone and says everything about the output; [`executor`] fills it; [`gate`] opens
-//! the result again; [`partial`] makes it appear in one step. This layer knows no command: `quantize`, and later
-//! `convert` and `repack`, are ways to make a plan. Only this layer creates files.
+//! the result again; [`partial`] makes it appear in one step; [`job`] is all of that in order. This layer knows no
+//! command: `quantize`, `convert` and `repack` are ways to make a plan. Only this layer creates files.
 
 pub mod companions;
 pub mod executor;
+pub mod file;
 pub mod gate;
 pub mod hash;
 mod header;
+pub mod job;
 pub mod journal;
 pub mod manifest;
 pub mod modules;

@@ -86,7 +86,7 @@ pub(crate) fn run(arguments: Arguments, context: &Context) -> Result<Outcome> {
     if dry_run {
         let report = job.dry_run(&context.control())?;
         context.print(&report, render::quantize::plan)?;
-        return Ok(if report.disk_fits { Outcome::Yes } else { Outcome::No });
+        return Ok(if report.forecast.disk_fits { Outcome::Yes } else { Outcome::No });
     }
     // Before the work, not after hours of it.
     for warning in job.warnings() {

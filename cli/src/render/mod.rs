@@ -1,6 +1,7 @@
 //! Reports as text for people. Nothing here computes what a report does not hold.
 
 pub(crate) mod calibrate;
+mod forecast;
 pub(crate) mod inspect;
 pub(crate) mod quantize;
 pub(crate) mod routing;

@@ -5,6 +5,7 @@ use std::time::Duration;
 use indicatif::HumanDuration;
 use l4::tasks::quantize::{DryRun, Report};
 
+use super::forecast::forecast;
 use super::table;
 use crate::size::{binary, decimal};
 
@@ -14,19 +15,8 @@ pub(crate) fn plan(plan: &DryRun) -> String {
     for line in &plan.schemes {
         text += &format!("  {line}\n");
     }
-    text += &format!(
-        "\nreads    {} of weights\nwrites   {} in {} files, {} tensors; {:.2} bits per quantized weight\n",
-        decimal(plan.bytes_in),
-        decimal(plan.bytes_out),
-        plan.files.len(),
-        plan.tensors,
-        plan.bits_per_weight,
-    );
-    text += &format!("memory   {} at most, {} tasks\n", binary(plan.memory_bytes), plan.tasks);
-    let verdict = if plan.disk_fits { "it fits" } else { "it does not fit" };
-    text += &format!("disk     {} free: {verdict}\n\n", decimal(plan.disk_free_bytes));
-    let rows = plan.files.iter().map(|file| vec![file.name.clone(), file.tensors.to_string(), decimal(file.bytes)]);
-    text += &table(&["file", "tensors", "size"], &[1, 2], rows);
+    let bits = format!("; {:.2} bits per quantized weight", plan.bits_per_weight);
+    text += &forecast(&plan.forecast, &bits);
     for warning in &plan.warnings {
         text += &format!("warning: {warning}\n");
     }

@@ -1,0 +1,22 @@
+//! What a run would read, write and need, as text: the same for every command that writes a checkpoint.
+
+use l4::output::preflight::Forecast;
+
+use super::table;
+use crate::size::{binary, decimal};
+
+/// Bytes, memory, disk and files; `about` goes behind the number of tensors.
+pub(crate) fn forecast(forecast: &Forecast, about: &str) -> String {
+    let mut text = format!(
+        "\nreads    {} of weights\nwrites   {} in {} files, {} tensors{about}\n",
+        decimal(forecast.bytes_in),
+        decimal(forecast.bytes_out),
+        forecast.files.len(),
+        forecast.tensors,
+    );
+    text += &format!("memory   {} at most, {} tasks\n", binary(forecast.memory_bytes), forecast.tasks);
+    let verdict = if forecast.disk_fits { "it fits" } else { "it does not fit" };
+    text += &format!("disk     {} free: {verdict}\n\n", decimal(forecast.disk_free_bytes));
+    let rows = forecast.files.iter().map(|file| vec![file.name.clone(), file.tensors.to_string(), decimal(file.bytes)]);
+    text + &table(&["file", "tensors", "size"], &[1, 2], rows)
+}
