@@ -55,7 +55,15 @@ fn run(options: &Options, threads: usize, memory: u64) -> anyhow::Result<calibra
 
 fn options(source: Source, out: &Path) -> Options {
     let temporary = out.parent().unwrap().to_owned();
-    Options { source, out: Some(out.to_owned()), imatrix: None, hessians: false, force: false, temporary, dry_run: false }
+    Options {
+        source,
+        out: Some(out.to_owned()),
+        imatrix: None,
+        hessians: false,
+        force: false,
+        temporary,
+        dry_run: false,
+    }
 }
 
 /// Statistics of a model on files of sequences, each under a label.
@@ -103,7 +111,8 @@ fn check_against_transformers(model: &str) {
         assert_eq!(shape, [6, experts]);
         let routing = &statistics.routing[layers];
         assert_eq!(routing.layer, layer);
-        let of = |rows: std::ops::Range<usize>, expert: usize| rows.map(|row| counts[row * experts + expert]).sum::<u64>();
+        let of =
+            |rows: std::ops::Range<usize>, expert: usize| rows.map(|row| counts[row * experts + expert]).sum::<u64>();
         for expert in 0..experts {
             assert_eq!(routing.tokens[expert], of(0..2, expert), "layer {layer}, expert {expert}");
             assert_eq!(routing.tokens[experts + expert], of(2..6, expert), "layer {layer}, expert {expert}");
@@ -161,8 +170,14 @@ fn merging_gives_the_statistics_of_the_whole() {
     let whole = Statistics::open(&calibrated("tiny-scout", folder.path(), &files, "whole")).unwrap();
     assert_eq!(left.meta.labels, whole.meta.labels);
     for ((left, right), whole) in left.routing.iter().zip(&right.routing).zip(&whole.routing) {
-        assert_eq!((&left.tokens, &left.histogram, &left.transitions), (&right.tokens, &right.histogram, &right.transitions));
-        assert_eq!((&left.tokens, &left.histogram, &left.transitions), (&whole.tokens, &whole.histogram, &whole.transitions));
+        assert_eq!(
+            (&left.tokens, &left.histogram, &left.transitions),
+            (&right.tokens, &right.histogram, &right.transitions)
+        );
+        assert_eq!(
+            (&left.tokens, &left.histogram, &left.transitions),
+            (&whole.tokens, &whole.histogram, &whole.transitions)
+        );
         close(&left.score_sum, &whole.score_sum, "score_sum");
     }
     for place in [Place::AttentionOutput, Place::SharedDown, Place::ExpertGateUp(3), Place::ExpertDown(15)] {
@@ -245,7 +260,9 @@ fn importance_is_the_mean_square_in_both_formats() {
         }
     }
     assert!(unseen > 0, "the model was to have experts that see nothing");
-    for (name, known) in [("layers.0.feed_forward.up_proj", true), ("layers.3.feed_forward.router", true), ("lm_head", false)] {
+    for (name, known) in
+        [("layers.0.feed_forward.up_proj", true), ("layers.3.feed_forward.router", true), ("lm_head", false)]
+    {
         let weight = model.named(name).unwrap();
         for evidence in [&ours, &theirs] {
             assert_eq!(evidence.importance(weight).unwrap().is_some(), known, "{name}");
@@ -370,7 +387,8 @@ fn routing_reports_what_transformers_counted() {
         ..routing::Options::default()
     };
     let stop = AtomicBool::new(false);
-    let report = routing::run(&options, &Control { progress: &Silent, stop: &stop, threads: 2, memory: 1 << 30 }).unwrap();
+    let report =
+        routing::run(&options, &Control { progress: &Silent, stop: &stop, threads: 2, memory: 1 << 30 }).unwrap();
     let (_, counts) = golden.whole("layers.3.tokens").unwrap();
     let loads: Vec<u64> = (0..128).map(|expert| counts.iter().skip(expert).step_by(128).sum()).collect();
     let [layer] = &report.layers[..] else { panic!("one layer was asked for") };
@@ -389,6 +407,7 @@ fn routing_reports_what_transformers_counted() {
         assert!(p5 <= p50 && p50 <= p95 && p5 <= mean && mean <= p95, "{row:?}");
     }
     let missing = routing::Options { layers: vec![2], ..options };
-    let error = routing::run(&missing, &Control { progress: &Silent, stop: &stop, threads: 2, memory: 1 << 30 }).unwrap_err();
+    let error =
+        routing::run(&missing, &Control { progress: &Silent, stop: &stop, threads: 2, memory: 1 << 30 }).unwrap_err();
     assert!(error.to_string().contains("layer 2 has no routed experts"), "{error}");
 }

@@ -67,7 +67,8 @@ impl Evidence {
             Self::Statistics(statistics) => Ok(statistics.loads()),
             Self::Imatrix(imatrix) => {
                 let routed = (0..text.num_hidden_layers).filter(|&layer| text.moe_layers[layer]);
-                let loads = routed.map(|layer| Ok(imatrix.loads(layer, text.num_local_experts)?.map(|loads| (layer, loads))));
+                let loads =
+                    routed.map(|layer| Ok(imatrix.loads(layer, text.num_local_experts)?.map(|loads| (layer, loads))));
                 loads.filter_map(Result::transpose).collect()
             }
         }

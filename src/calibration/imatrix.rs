@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use super::Place;
 use super::statistics::{Layout, Meta, Sink, place_name, router_name};
-use crate::checkpoint::gguf::{self, F32, Gguf, GgmlType, GgufTensor, Value};
+use crate::checkpoint::gguf::{self, F32, GgmlType, Gguf, GgufTensor, Value};
 use crate::error::hint;
 
 const TYPE_KEY: &str = "general.type";
@@ -79,7 +79,8 @@ impl ImatrixPlan {
                 from.push((source, routed));
             }
         }
-        let datasets: Vec<String> = meta.data.iter().flat_map(|part| &part.files).map(|file| file.name.clone()).collect();
+        let datasets: Vec<String> =
+            meta.data.iter().flat_map(|part| &part.files).map(|file| file.name.clone()).collect();
         let sequences: u64 = meta.data.iter().map(|part| part.sequences).sum();
         let longest = meta.data.iter().map(|part| part.longest).max().unwrap_or(0);
         let small = |number: u64| Value::U32(u32::try_from(number).unwrap_or(u32::MAX));
@@ -174,7 +175,8 @@ impl Imatrix {
     /// `inputs` is another number than the file has, or a value is no sum of squares.
     pub fn importance(&self, name: &str, inputs: usize) -> Result<Option<Vec<f32>>> {
         let Some((gguf_name, expert)) = gguf_name(name) else { return Ok(None) };
-        self.mean_squares(&gguf_name, expert, inputs).with_context(|| format!("`{}`, `{gguf_name}`", self.path.display()))
+        self.mean_squares(&gguf_name, expert, inputs)
+            .with_context(|| format!("`{}`, `{gguf_name}`", self.path.display()))
     }
 
     fn mean_squares(&self, name: &str, matrix: usize, inputs: usize) -> Result<Option<Vec<f32>>> {
@@ -182,7 +184,10 @@ impl Imatrix {
         let (Some(sums), Some(counts)) = (find("in_sum2"), find("counts")) else { return Ok(None) };
         let [width, matrices] = extents(sums)?;
         ensure!(width == inputs as u64, "{width} inputs, and the model's weight has {inputs}");
-        ensure!((matrix as u64) < matrices && extents(counts)? == [1, matrices], "counts of another number of matrices");
+        ensure!(
+            (matrix as u64) < matrices && extents(counts)? == [1, matrices],
+            "counts of another number of matrices"
+        );
         let value = |tensor: &GgufTensor, index: usize| {
             let bytes = &self.file.bytes(tensor)[index * 4..][..4];
             f32::from_le_bytes(bytes.try_into().expect("four bytes"))
@@ -210,7 +215,11 @@ impl Imatrix {
         }
         let values = self.file.bytes(counts).chunks_exact(4);
         let values = values.map(|bytes| f32::from_le_bytes(bytes.try_into().expect("four bytes")));
-        values.map(|count| if count >= 0.0 && count < 1e18 { Ok(count as u64) } else { bail!("a count of {count}") }).collect::<Result<Vec<u64>>>().map(Some).with_context(context)
+        values
+            .map(|count| if (0.0..1e18).contains(&count) { Ok(count as u64) } else { bail!("a count of {count}") })
+            .collect::<Result<Vec<u64>>>()
+            .map(Some)
+            .with_context(context)
     }
 }
 

@@ -4,9 +4,9 @@ use std::path::Path;
 
 use anyhow::Result;
 
+use super::Pass;
 use super::data::CalibrationData;
 use super::statistics::{Collector, LayerRouting, ModelKey, Output};
-use super::Pass;
 use crate::error::hint;
 use crate::llama4::Llama4;
 use crate::progress::Control;

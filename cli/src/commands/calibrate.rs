@@ -16,13 +16,15 @@ use crate::render;
 /// The model runs layer by layer on the CPU, in bounded memory. The file serves `quantize --stats` and `routing`; --imatrix
 /// writes llama.cpp's importance matrix. Without --data a small built-in set is run: text of your own is better.
 #[derive(Debug, Args)]
-#[command(after_help = "Data are text files, JSON Lines (an object per line with `text`, `messages` or `input_ids`), Parquet files with a
+#[command(
+    after_help = "Data are text files, JSON Lines (an object per line with `text`, `messages` or `input_ids`), Parquet files with a
 column `text`, folders of these, and quoted patterns. A label may stand before each, as in `code=src/`.
 
 Examples:
   l4tool calibrate Llama-4-Scout-17B-16E-Instruct --data chats.jsonl --data code='src/*.py' -o scout.stats
   l4tool calibrate CHECKPOINT --data book.txt --imatrix imatrix.gguf
-  l4tool calibrate --merge monday.stats tuesday.stats -o both.stats")]
+  l4tool calibrate --merge monday.stats tuesday.stats -o both.stats"
+)]
 pub(crate) struct Arguments {
     /// The checkpoint: a folder or a .safetensors file
     #[arg(required_unless_present = "merge")]

@@ -12,7 +12,8 @@ pub(crate) fn report(report: &Report) -> String {
         None => format!("{} statistics merged\n", report.merged.len()),
     };
     let labels = report.labels.iter().map(|label| format!("{} {}", label.label, grouped(label.tokens)));
-    let labels = if report.labels.len() > 1 { format!(" ({})", labels.collect::<Vec<_>>().join(", ")) } else { String::new() };
+    let labels =
+        if report.labels.len() > 1 { format!(" ({})", labels.collect::<Vec<_>>().join(", ")) } else { String::new() };
     let sequences: u64 = report.labels.iter().map(|label| label.sequences).sum();
     text += &format!("  {} tokens in {} sequences{labels}\n", grouped(report.tokens), grouped(sequences));
     if report.builtin {

@@ -77,7 +77,8 @@ impl ChatTemplate {
     pub fn render(&self, messages: &Value) -> Result<String> {
         let template = self.environment.get_template("chat").expect("it was added when this was made");
         let messages = Jinja::from(Serde(messages));
-        let values = context! { messages, bos_token => &self.bos, eos_token => &self.eos, add_generation_prompt => false };
+        let values =
+            context! { messages, bos_token => &self.bos, eos_token => &self.eos, add_generation_prompt => false };
         template.render(values).map_err(|error| anyhow!("the chat template refuses a conversation: {error}"))
     }
 }
@@ -123,7 +124,8 @@ mod tests {
 
     #[test]
     fn a_template_may_refuse_and_cannot_run_for_ever() {
-        let refuse = ChatTemplate::new("{{ raise_exception('roles must alternate') }}".into(), String::new(), String::new());
+        let refuse =
+            ChatTemplate::new("{{ raise_exception('roles must alternate') }}".into(), String::new(), String::new());
         let error = refuse.unwrap().render(&json!([])).unwrap_err().to_string();
         assert!(error.contains("roles must alternate"), "{error}");
         let endless = "{% for a in range(9999) %}{% for b in range(9999) %}{% for c in range(9999) %}{% endfor %}{% endfor %}{% endfor %}";

@@ -239,11 +239,10 @@ mod tests {
         let found = resolve(&[format!("x={base}")], &mut notes).unwrap();
         let names: Vec<_> = found[0].inputs.iter().map(|i| path_of(i).strip_prefix(base).unwrap().to_owned()).collect();
         assert_eq!(names, ["b.txt", "c.jsonl", "deep/a.md"].map(PathBuf::from));
-        assert_eq!(found[0].inputs.iter().map(|i| i.kind).collect::<Vec<_>>(), [
-            Kind::Text,
-            Kind::JsonLines,
-            Kind::Text
-        ]);
+        assert_eq!(
+            found[0].inputs.iter().map(|i| i.kind).collect::<Vec<_>>(),
+            [Kind::Text, Kind::JsonLines, Kind::Text]
+        );
         assert!(notes.len() == 1 && notes[0].contains("picture.png"), "{notes:?}");
         let globbed = resolve(&[format!("{base}/*.txt"), format!("{base}/b.txt")], &mut notes).unwrap();
         assert_eq!(globbed[0].inputs.len(), 1, "a file that is named twice is read once");

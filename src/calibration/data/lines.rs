@@ -68,8 +68,13 @@ mod tests {
         assert_eq!(parsed(" \r").unwrap(), None);
         assert_eq!(parsed(r#"{"id":1,"text":"a\nb"}"#).unwrap(), Some(Document::Text("a\nb".into())));
         assert_eq!(parsed(r#"{"input_ids":[1,2]}"#).unwrap(), Some(Document::Tokens(vec![1, 2])));
-        assert!(matches!(parsed(r#"{"messages":[{"role":"user","content":"x"}]}"#).unwrap(), Some(Document::Messages(_))));
-        for wrong in ["{", "[1]", "7", r#"{"content":"x"}"#, r#"{"text":7}"#, r#"{"messages":7}"#, r#"{"input_ids":[-1]}"#] {
+        assert!(matches!(
+            parsed(r#"{"messages":[{"role":"user","content":"x"}]}"#).unwrap(),
+            Some(Document::Messages(_))
+        ));
+        for wrong in
+            ["{", "[1]", "7", r#"{"content":"x"}"#, r#"{"text":7}"#, r#"{"messages":7}"#, r#"{"input_ids":[-1]}"#]
+        {
             assert!(parsed(wrong).is_err(), "{wrong}");
         }
     }

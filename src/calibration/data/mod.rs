@@ -161,22 +161,15 @@ pub fn load(
 fn check(samples: usize, seq_len: usize, config: &TextConfig, begin: &[u32]) -> Result<()> {
     if seq_len as u64 > config.max_position_embeddings {
         return Err(hint(
-            format!(
-                "sequences of {} tokens, and the model's context is {}",
-                seq_len, config.max_position_embeddings
-            ),
+            format!("sequences of {} tokens, and the model's context is {}", seq_len, config.max_position_embeddings),
             "choose a smaller `--seq-len`",
         ));
     }
     if seq_len <= begin.len() {
-        bail!("sequences of {} tokens hold nothing but the beginning of a text", seq_len);
+        bail!("sequences of {seq_len} tokens hold nothing but the beginning of a text");
     }
     if samples == 0 || samples.checked_mul(seq_len).is_none_or(|total| total > TOKENS_MAX) {
-        bail!(
-            "{} sequences of {} tokens: between one token and {TOKENS_MAX} can be run",
-            samples,
-            seq_len
-        );
+        bail!("{samples} sequences of {seq_len} tokens: between one token and {TOKENS_MAX} can be run");
     }
     Ok(())
 }

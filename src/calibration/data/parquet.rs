@@ -43,7 +43,8 @@ impl Table {
         let reader = SerializedFileReader::new(file).with_context(context)?;
         let columns = reader.metadata().file_metadata().schema_descr().columns();
         let Some(column) = columns.iter().position(|column| column.path().string() == COLUMN) else {
-            let names: Vec<String> = columns.iter().map(|column| format!("`{}`", shown(&column.path().string()))).collect();
+            let names: Vec<String> =
+                columns.iter().map(|column| format!("`{}`", shown(&column.path().string()))).collect();
             return Err(hint(
                 format!("`{}` has no column `{COLUMN}`; its columns are {}", path.display(), names.join(", ")),
                 "write the text into a column of that name, or into JSON Lines",

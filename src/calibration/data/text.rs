@@ -84,7 +84,11 @@ pub(super) fn text_piece(bytes: &Bytes, index: u64, step: u64) -> Result<String>
             return 0;
         }
         let local = (at - first) as usize;
-        if at >= bytes.len() { read.len() } else { local + shift(&read[local - 1..(local + window as usize).min(read.len())]) }
+        if at >= bytes.len() {
+            read.len()
+        } else {
+            local + shift(&read[local - 1..(local + window as usize).min(read.len())])
+        }
     };
     let (start, end) = (cut(index * step), cut((index + 1) * step));
     let mut piece = &read[start..end.max(start)];
@@ -168,7 +172,12 @@ mod tests {
 
     #[test]
     fn pieces_of_a_text_are_the_text() {
-        let texts = ["", "a", "ein\nzwei\n\n drei\nvier\r\nfünf, sechs ääääääääääää\n日本語日本語日本語日本語\nend", "ääääääääääääääääää"];
+        let texts = [
+            "",
+            "a",
+            "ein\nzwei\n\n drei\nvier\r\nfünf, sechs ääääääääääää\n日本語日本語日本語日本語\nend",
+            "ääääääääääääääääää",
+        ];
         for text in texts {
             for step in 8..40 {
                 let bytes = memory(text);

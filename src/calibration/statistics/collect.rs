@@ -66,7 +66,16 @@ impl<'s> Collector<'s> {
             end
         });
         let label_ends = ends.collect();
-        Self { key, label_ends, routing: Vec::new(), chosen: [Vec::new(), Vec::new()], output, sum2: Vec::new(), amax: 0.0, hessian: None }
+        Self {
+            key,
+            label_ends,
+            routing: Vec::new(),
+            chosen: [Vec::new(), Vec::new()],
+            output,
+            sum2: Vec::new(),
+            amax: 0.0,
+            hessian: None,
+        }
     }
 
     /// Bytes that a collector holds at most.
@@ -174,7 +183,10 @@ impl Observer for Collector<'_> {
         let amax = std::mem::take(&mut self.amax);
         if sums.iter().any(|sum| !sum.is_finite()) {
             let name = place_name(site.layer, site.place, "");
-            bail!("the input of `{}` is not finite; `l4tool verify` finds weights that are not", name.trim_end_matches('.'));
+            bail!(
+                "the input of `{}` is not finite; `l4tool verify` finds weights that are not",
+                name.trim_end_matches('.')
+            );
         }
         let expert = site.expert().unwrap_or(0);
         let sums2: Vec<u8> = sums.iter().flat_map(|sum| sum.to_le_bytes()).collect();
@@ -193,7 +205,9 @@ impl Observer for Collector<'_> {
     fn layer_done(&mut self, layer: usize, _hidden: &Rows) -> Result<()> {
         let Some(routing) = self.routing.last().filter(|last| last.layer == layer) else { return Ok(()) };
         if routing.score_sum.iter().any(|sum| !sum.is_finite()) {
-            bail!("the router of layer {layer} gives scores that are not finite; `l4tool verify` finds weights that are not");
+            bail!(
+                "the router of layer {layer} gives scores that are not finite; `l4tool verify` finds weights that are not"
+            );
         }
         for (what, bytes) in routing.tensors() {
             self.write(&router_name(layer, what), 0, &bytes)?;

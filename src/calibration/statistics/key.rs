@@ -99,7 +99,10 @@ impl ModelKey {
         if let Some((field, is, wanted)) = fields.into_iter().find(|(_, a, b)| a != b) {
             bail!("the statistics are of another model: `{field}` is {is}, and {wanted} in {what}");
         }
-        ensure!(self.moe_layers == other.moe_layers, "the statistics are of another model: other layers have experts than in {what}");
+        ensure!(
+            self.moe_layers == other.moe_layers,
+            "the statistics are of another model: other layers have experts than in {what}"
+        );
         if self.router_digest != other.router_digest {
             return Err(hint(
                 format!("the statistics are of another model: its routers have other weights than {what}"),

@@ -151,7 +151,9 @@ mod tests {
 
     #[test]
     fn bins_hold_the_logits_of_their_scores() {
-        for (logit, bin) in [(-99.0, 0), (-16.0, 0), (-15.9, 0), (-15.875, 1), (0.0, 128), (0.1249, 128), (15.99, 255), (99.0, 255)] {
+        for (logit, bin) in
+            [(-99.0, 0), (-16.0, 0), (-15.9, 0), (-15.875, 1), (0.0, 128), (0.1249, 128), (15.99, 255), (99.0, 255)]
+        {
             assert_eq!(score_bin(logit), bin, "{logit}");
         }
         assert_eq!(score_bin(f32::NAN), 0);

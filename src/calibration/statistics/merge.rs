@@ -114,7 +114,9 @@ fn by_label(parts: &[Statistics], plan: &Merged, entry: &Entry) -> Result<Vec<u8
 fn add(sum: &mut [u8], values: &[u8], entry: &Entry) -> Result<()> {
     let largest = entry.name.ends_with(".in_amax");
     match entry.dtype {
-        Dtype::U64 => each(sum, values, |a, b| u64::from_le_bytes(a).checked_add(u64::from_le_bytes(b)).map(u64::to_le_bytes)),
+        Dtype::U64 => {
+            each(sum, values, |a, b| u64::from_le_bytes(a).checked_add(u64::from_le_bytes(b)).map(u64::to_le_bytes))
+        }
         Dtype::F64 => each(sum, values, |a, b| Some((f64::from_le_bytes(a) + f64::from_le_bytes(b)).to_le_bytes())),
         _ => each(sum, values, |a, b| {
             let (a, b) = (f32::from_le_bytes(a), f32::from_le_bytes(b));
@@ -124,7 +126,11 @@ fn add(sum: &mut [u8], values: &[u8], entry: &Entry) -> Result<()> {
     .with_context(|| format!("`{}` passes 64 bits", entry.name))
 }
 
-fn each<const N: usize>(sum: &mut [u8], values: &[u8], add: impl Fn([u8; N], [u8; N]) -> Option<[u8; N]>) -> Option<()> {
+fn each<const N: usize>(
+    sum: &mut [u8],
+    values: &[u8],
+    add: impl Fn([u8; N], [u8; N]) -> Option<[u8; N]>,
+) -> Option<()> {
     for (sum, value) in sum.chunks_exact_mut(N).zip(values.chunks_exact(N)) {
         let result = add((&*sum).try_into().ok()?, value.try_into().ok()?)?;
         sum.copy_from_slice(&result);

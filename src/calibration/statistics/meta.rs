@@ -107,7 +107,9 @@ impl Meta {
         match strings.get(FORMAT.0).map(String::as_str) {
             None => bail!("this is no statistics file of l4tool"),
             Some(version) if version == FORMAT.1 => {}
-            Some(version) => bail!("statistics of version `{}`, and {} is known", crate::checkpoint::shown(version), FORMAT.1),
+            Some(version) => {
+                bail!("statistics of version `{}`, and {} is known", crate::checkpoint::shown(version), FORMAT.1)
+            }
         }
         let field = |name: &str| strings.get(name).with_context(|| format!("the metadata have no `{name}`"));
         let wrong = |name: &'static str| move || format!("the metadata's `{name}`");

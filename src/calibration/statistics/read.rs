@@ -79,15 +79,16 @@ impl Statistics {
         let place = match module {
             "self_attn.q_proj" | "self_attn.k_proj" | "self_attn.v_proj" => Place::AttentionInput,
             "self_attn.o_proj" => Place::AttentionOutput,
-            "feed_forward.router"
-            | "feed_forward.shared_expert.gate_proj"
-            | "feed_forward.shared_expert.up_proj" => Place::SharedGateUp,
+            "feed_forward.router" | "feed_forward.shared_expert.gate_proj" | "feed_forward.shared_expert.up_proj" => {
+                Place::SharedGateUp
+            }
             "feed_forward.shared_expert.down_proj" => Place::SharedDown,
             "feed_forward.gate_proj" | "feed_forward.up_proj" => Place::DenseGateUp,
             "feed_forward.down_proj" => Place::DenseDown,
             _ => {
                 let (expert, matrix) = module.strip_prefix("feed_forward.experts.")?.split_once('.')?;
-                let expert = expert.parse().ok().filter(|&expert: &usize| expert < self.meta.model.num_local_experts)?;
+                let expert =
+                    expert.parse().ok().filter(|&expert: &usize| expert < self.meta.model.num_local_experts)?;
                 match matrix {
                     "gate_proj" | "up_proj" => Place::ExpertGateUp(expert),
                     "down_proj" => Place::ExpertDown(expert),
@@ -95,7 +96,8 @@ impl Statistics {
                 }
             }
         };
-        let known = places(&self.meta.model, layer).iter().any(|known| place_name(0, *known, "") == place_name(0, place, ""));
+        let known =
+            places(&self.meta.model, layer).iter().any(|known| place_name(0, *known, "") == place_name(0, place, ""));
         known.then_some(Site { layer, place })
     }
 
@@ -210,7 +212,8 @@ impl Statistics {
             let bins = &routing.histogram[expert * SCORE_BINS..][..SCORE_BINS];
             ensure!(sum(bins) == Some(tokens), "`score_histogram` of expert {expert} does not add up");
             if let Some(transitions) = &routing.transitions {
-                let into = transitions.iter().skip(expert).step_by(experts).try_fold(0_u64, |sum, &n| sum.checked_add(n));
+                let into =
+                    transitions.iter().skip(expert).step_by(experts).try_fold(0_u64, |sum, &n| sum.checked_add(n));
                 ensure!(into == Some(tokens * top_k), "`transitions` into expert {expert} do not add up");
             }
         }

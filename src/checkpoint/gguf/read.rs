@@ -52,11 +52,8 @@ impl Gguf {
             return Err(FormatError::new(path, malformed("the file is empty")));
         }
         let map = Map::new(&file, bytes).map_err(FormatError::io(path, "map"))?;
-        let (values, tensors) = parse(map.bytes()).map_err(|(tensor, kind)| FormatError {
-            file: path.to_path_buf(),
-            tensor,
-            kind,
-        })?;
+        let (values, tensors) =
+            parse(map.bytes()).map_err(|(tensor, kind)| FormatError { file: path.to_path_buf(), tensor, kind })?;
         Ok(Self { path: path.to_path_buf(), values, tensors, map })
     }
 
@@ -89,8 +86,9 @@ impl Gguf {
 }
 
 type Fault = (Option<String>, Kind);
+type Values = Vec<(String, Value)>;
 
-fn parse(bytes: &[u8]) -> Result<(Vec<(String, Value)>, Vec<GgufTensor>), Fault> {
+fn parse(bytes: &[u8]) -> Result<(Values, Vec<GgufTensor>), Fault> {
     let mut cursor = Cursor { bytes, at: 0 };
     let plain = |kind: Kind| (None, kind);
     if !bytes.starts_with(&MAGIC) {
@@ -117,7 +115,7 @@ fn parse(bytes: &[u8]) -> Result<(Vec<(String, Value)>, Vec<GgufTensor>), Fault>
 }
 
 /// Each key takes twelve bytes at least, so the file's size bounds the loop, whatever the count says.
-fn parse_values(cursor: &mut Cursor<'_>, count: u64) -> Result<Vec<(String, Value)>, Kind> {
+fn parse_values(cursor: &mut Cursor<'_>, count: u64) -> Result<Values, Kind> {
     let (mut values, mut seen) = (Vec::new(), HashSet::new());
     for _ in 0..count {
         let key = cursor.string()?;
@@ -166,7 +164,9 @@ fn place(tensors: &mut [GgufTensor], data: u64, alignment: u64, file: u64) -> Re
         let fault = |kind: Kind| (Some(tensor.name.clone()), kind);
         if tensor.offset != expected {
             let offset = tensor.offset;
-            return Err(fault(malformed(format!("begins at data offset {offset}, the one before it ends at {expected}"))));
+            return Err(fault(malformed(format!(
+                "begins at data offset {offset}, the one before it ends at {expected}"
+            ))));
         }
         let end = data.checked_add(expected).and_then(|start| start.checked_add(tensor.bytes));
         match end {

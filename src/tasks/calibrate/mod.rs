@@ -5,7 +5,7 @@
 
 mod report;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Result, bail};
@@ -13,7 +13,7 @@ use anyhow::{Result, bail};
 use crate::calibration::data::{self, DataOptions};
 use crate::calibration::imatrix::{ImatrixPlan, ImatrixSink};
 use crate::calibration::look::look;
-use crate::calibration::statistics::{self, Layout, LayerRouting, Meta, ModelKey, Output, Sink, Statistics, merged};
+use crate::calibration::statistics::{self, LayerRouting, Layout, Meta, ModelKey, Output, Sink, Statistics, merged};
 use crate::dtype::Dtype;
 use crate::error::hint;
 use crate::llama4::Llama4;
@@ -80,7 +80,7 @@ pub fn run(options: &Options, control: &Control<'_>) -> Result<Report> {
     Ok(report)
 }
 
-fn calibrate(options: &Options, checkpoint: &PathBuf, data: &DataOptions, control: &Control<'_>) -> Result<Report> {
+fn calibrate(options: &Options, checkpoint: &Path, data: &DataOptions, control: &Control<'_>) -> Result<Report> {
     let model = Llama4::open(checkpoint)?;
     model.require_complete()?;
     let key = ModelKey::of(&model)?;
@@ -128,8 +128,9 @@ impl Files {
         let tensors: Vec<(&str, Dtype, &[u64])> =
             layout.entries.iter().map(|entry| (entry.name.as_str(), entry.dtype, entry.shape.as_slice())).collect();
         let statistics = options.out.as_ref();
-        let statistics =
-            statistics.map(|path| TensorFile::create_with(path, &tensors, &meta.to_strings(), options.force)).transpose()?;
+        let statistics = statistics
+            .map(|path| TensorFile::create_with(path, &tensors, &meta.to_strings(), options.force))
+            .transpose()?;
         let imatrix = options.imatrix.as_ref().map(|path| -> Result<_> {
             let plan = ImatrixPlan::new(meta, layout);
             let file = std::sync::Arc::new(WholeFile::create(path, plan.bytes(), options.force)?);

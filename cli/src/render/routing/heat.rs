@@ -21,7 +21,13 @@ const STEPS: [(f64, char, u8); 8] = [
 pub(crate) fn map(report: &Report, color: bool) -> String {
     let experts = report.num_local_experts;
     // Wide cells where there is room for them.
-    let width = if experts <= 16 { 4 } else if experts <= 32 { 2 } else { 1 };
+    let width = if experts <= 16 {
+        4
+    } else if experts <= 32 {
+        2
+    } else {
+        1
+    };
     let mut text = ruler(experts.min(COLUMNS), width);
     for layer in &report.layers {
         let mean = layer.tokens as f64 / experts as f64;

@@ -16,7 +16,8 @@ const LISTED: usize = 12;
 pub(crate) fn overview(report: &Report, color: bool) -> String {
     let mut text = format!("{}\n", printable(&report.source.display().to_string()));
     let labels = report.labels.iter().map(|label| format!("{} {}", label.label, grouped(label.tokens)));
-    let labels = if report.labels.len() > 1 { format!(" ({})", labels.collect::<Vec<_>>().join(", ")) } else { String::new() };
+    let labels =
+        if report.labels.len() > 1 { format!(" ({})", labels.collect::<Vec<_>>().join(", ")) } else { String::new() };
     text += &format!(
         "  {} tokens{labels}, {} experts in each layer, top-{}\n\n",
         grouped(report.tokens),
@@ -99,8 +100,9 @@ fn transitions(report: &Report) -> String {
         .filter_map(|layer| {
             let bits = layer.transition_bits?;
             let ways = layer.transitions.iter().take(3);
-            let ways: Vec<String> =
-                ways.map(|way| format!("{} to {} ({} of {}'s)", way.from, way.to, percent(way.share), way.from)).collect();
+            let ways: Vec<String> = ways
+                .map(|way| format!("{} to {} ({} of {}'s)", way.from, way.to, percent(way.share), way.from))
+                .collect();
             Some(vec![layer.layer.to_string(), format!("{bits:.3}"), ways.join(", ")])
         })
         .collect();

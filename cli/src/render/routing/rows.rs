@@ -5,7 +5,8 @@ use l4::tasks::routing::{ExpertReport, Report};
 use super::super::table;
 
 /// Columns before those of labels.
-const HEADER: [&str; 9] = ["layer", "expert", "tokens", "share", "load", "score_mean", "score_p5", "score_p50", "score_p95"];
+const HEADER: [&str; 9] =
+    ["layer", "expert", "tokens", "share", "load", "score_mean", "score_p5", "score_p50", "score_p95"];
 
 /// Aligned columns, with or without a header.
 pub(crate) fn aligned(report: &Report, header: bool) -> String {

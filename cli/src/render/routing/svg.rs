@@ -35,7 +35,8 @@ pub(crate) fn picture(report: &Report) -> String {
     let experts = report.num_local_experts as f64;
     let cell = (1120.0 / experts).clamp(6.0, 44.0);
     let row = if cell >= 24.0 { 26.0 } else { 16.0 };
-    let sizes = Sizes { cell, row, map: cell * experts, width: MARGIN + LEFT + (cell * experts).max(440.0) + BARS + MARGIN };
+    let sizes =
+        Sizes { cell, row, map: cell * experts, width: MARGIN + LEFT + (cell * experts).max(440.0) + BARS + MARGIN };
     let mut body = String::new();
     let mut y = MARGIN + 20.0;
     let title = format!("Routing of {} tokens", crate::size::grouped(report.tokens));
@@ -81,7 +82,9 @@ fn legend(body: &mut String, y: f64) -> f64 {
             color(doublings.exp2())
         );
     }
-    for (doublings, label) in [(-3.0, "1/8"), (-2.0, "1/4"), (-1.0, "1/2"), (0.0, "mean"), (1.0, "2x"), (2.0, "4x"), (3.0, "8x")] {
+    for (doublings, label) in
+        [(-3.0, "1/8"), (-2.0, "1/4"), (-1.0, "1/2"), (0.0, "mean"), (1.0, "2x"), (2.0, "4x"), (3.0, "8x")]
+    {
         let x = MARGIN + LEFT + (doublings + DOUBLINGS) / (2.0 * DOUBLINGS) * f64::from(steps) * width;
         let _ = write!(body, "<text x=\"{x}\" y=\"{}\" text-anchor=\"middle\">{label}</text>", y + 24.0);
     }
@@ -108,13 +111,15 @@ fn map<'r>(
     let every = if sizes.cell >= 20.0 { 1 } else { 8 };
     for expert in (0..report.num_local_experts).step_by(every) {
         let x = left + (expert as f64 + 0.5) * sizes.cell;
-        let _ = write!(body, "<text class=\"small\" x=\"{x}\" y=\"{}\" text-anchor=\"middle\">{expert}</text>", y - 4.0);
+        let _ =
+            write!(body, "<text class=\"small\" x=\"{x}\" y=\"{}\" text-anchor=\"middle\">{expert}</text>", y - 4.0);
     }
     let most = (report.num_local_experts as f64).log2().max(1e-9);
     for (line, layer) in report.layers.iter().enumerate() {
         let top = y + line as f64 * sizes.row;
         let middle = top + sizes.row / 2.0 + 4.0;
-        let _ = write!(body, "<text x=\"{}\" y=\"{middle}\" text-anchor=\"end\">layer {}</text>", left - 8.0, layer.layer);
+        let _ =
+            write!(body, "<text x=\"{}\" y=\"{middle}\" text-anchor=\"end\">layer {}</text>", left - 8.0, layer.layer);
         let (loads, entropy) = of(layer);
         cells(body, left, top, sizes, layer.layer, loads);
         let length = 100.0 * (entropy / most).clamp(0.0, 1.0);
@@ -144,11 +149,18 @@ fn cells(body: &mut String, left: f64, top: f64, sizes: &Sizes, layer: usize, lo
         } else {
             let ratio = load as f64 / mean;
             let fill = color(ratio);
-            let _ = write!(body, "<rect x=\"{x:.2}\" y=\"{top:.2}\" width=\"{width:.2}\" height=\"{height:.2}\" rx=\"2\" fill=\"{fill}\"/>");
+            let _ = write!(
+                body,
+                "<rect x=\"{x:.2}\" y=\"{top:.2}\" width=\"{width:.2}\" height=\"{height:.2}\" rx=\"2\" fill=\"{fill}\"/>"
+            );
             if sizes.cell >= 30.0 {
                 let ink = if ratio.log2().abs() > 1.6 { "#fff" } else { "#333" };
                 let (x, y) = (x + width / 2.0, top + height / 2.0 + 3.5);
-                let _ = write!(body, "<text x=\"{x:.1}\" y=\"{y:.1}\" text-anchor=\"middle\" style=\"font-size:10px;fill:{ink}\">{:.1}%</text>", 100.0 * share);
+                let _ = write!(
+                    body,
+                    "<text x=\"{x:.1}\" y=\"{y:.1}\" text-anchor=\"middle\" style=\"font-size:10px;fill:{ink}\">{:.1}%</text>",
+                    100.0 * share
+                );
             }
         }
         *body += "</g>";
@@ -172,7 +184,8 @@ fn dead(body: &mut String, x: f64, y: f64, width: f64, height: f64) {
 
 /// The colour of a load over the mean.
 fn color(ratio: f64) -> String {
-    let position = (ratio.log2().clamp(-DOUBLINGS, DOUBLINGS) + DOUBLINGS) / (2.0 * DOUBLINGS) * (SCALE.len() - 1) as f64;
+    let position =
+        (ratio.log2().clamp(-DOUBLINGS, DOUBLINGS) + DOUBLINGS) / (2.0 * DOUBLINGS) * (SCALE.len() - 1) as f64;
     let index = (position.floor() as usize).min(SCALE.len() - 2);
     let part = position - index as f64;
     let mixed = [0, 1, 2].map(|channel| {
