@@ -22,7 +22,8 @@ fn calibrate(scratch: &Scratch, out: &str, flags: &str) -> (PathBuf, Done) {
 }
 
 fn routing(source: &std::path::Path, flags: &str) -> Done {
-    run(l4tool(&format!("routing {flags}")).arg(source))
+    // The source first: `--data` takes all that follows.
+    run(l4tool("routing").arg(source).args(flags.split_whitespace()))
 }
 
 #[test]
