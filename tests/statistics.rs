@@ -348,11 +348,7 @@ fn hostile_statistics_are_refused() {
         ("\\\"num_local_experts\\\":16", "\\\"num_local_experts\\\":8", "is F32 [16] and should be F32 [8]"),
         ("\\\"tokens\\\":192", "\\\"tokens\\\":191", "tokens"),
         ("layers.0.feed_forward.router.tokens", "layers.0.feed_forward.router.tokenz", "belongs to no statistics"),
-        (
-            "\\\"label\\\":\\\"x\\\",\\\"sequences",
-            "\\\"label\\\":\\\"\\\\u001b\\\",\\\"sequences",
-            "is no label",
-        ),
+        ("\\\"label\\\":\\\"x\\\",\\\"sequences", "\\\"label\\\":\\\"\\\\u001b\\\",\\\"sequences", "is no label"),
     ] {
         let error = refused(&replaced(from, to)).unwrap_err();
         assert!(error.contains(words), "{error}");

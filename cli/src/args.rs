@@ -4,7 +4,7 @@ use clap::builder::Styles;
 use clap::builder::styling::AnsiColor;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::commands::{calibrate, completions, inspect, man, quantize, routing, verify};
+use crate::commands::{calibrate, completions, convert, inspect, man, quantize, routing, verify};
 use crate::size::Size;
 
 const STYLES: Styles = Styles::styled()
@@ -106,6 +106,7 @@ pub(crate) enum Command {
     Routing(routing::Arguments),
     Calibrate(calibrate::Arguments),
     Quantize(quantize::Arguments),
+    Convert(convert::Arguments),
     Verify(verify::Arguments),
     Completions(completions::Arguments),
     Man(man::Arguments),

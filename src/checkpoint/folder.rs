@@ -71,6 +71,11 @@ impl Folder {
 
     /// The names of the folder's `.safetensors` files, sorted.
     pub(super) fn safetensors_names(&self) -> Result<Vec<String>, FormatError> {
+        self.names(|name| name.ends_with(".safetensors"))
+    }
+
+    /// The names that are `wanted`, sorted.
+    pub(super) fn names(&self, wanted: impl Fn(&str) -> bool) -> Result<Vec<String>, FormatError> {
         let mut names = Vec::new();
         for entry in fs::read_dir(&self.path).map_err(FormatError::io(&self.path, "list"))? {
             let entry = entry.map_err(FormatError::io(&self.path, "list"))?;
@@ -79,7 +84,7 @@ impl Folder {
                 continue;
             };
             // Names with a leading dot are what downloads and editors leave behind.
-            if name.ends_with(".safetensors") && !name.starts_with('.') {
+            if wanted(&name) && !name.starts_with('.') {
                 names.push(name);
             }
         }

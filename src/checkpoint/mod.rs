@@ -4,7 +4,7 @@
 //! dtype, shape, offset or length can be wrong. The bytes come from read-only memory maps. Knows no model: a tensor is a
 //! name, a dtype, a shape and a range of a file.
 //!
-//! Another container is one more file here that fills [`Part`]s: `safetensors.rs` turns one file into one of them.
+//! Another container is one more file here that fills [`Part`]s: `safetensors.rs` and `torch/` turn one file into one of them.
 //!
 //! [`mmap`] says what happens when somebody changes a file that is open here.
 
@@ -16,7 +16,9 @@ mod header;
 mod index;
 mod json;
 mod mmap;
+mod ranks;
 mod safetensors;
+mod torch;
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
@@ -33,6 +35,7 @@ pub use fingerprint::{FileFingerprint, Fingerprint};
 pub use header::{DIMENSIONS_MAX, HEADER_BYTES_MAX};
 pub use index::INDEX_NAME;
 pub use mmap::Edges;
+pub use ranks::rank_of;
 
 use crate::dtype::Dtype;
 use fingerprint::{SideFile, modified_ns};
@@ -42,6 +45,9 @@ use mmap::Map;
 
 /// The largest `config.json` that is read. Real ones have 3 to 300 kB (long `ignore` lists of quantized models).
 const CONFIG_BYTES_MAX: u64 = 64_000_000;
+
+/// The files that may describe the model, in the order in which they are looked for.
+const CONFIG_NAMES: [&str; 2] = ["config.json", "params.json"];
 
 /// The name under which transformers looks for the weights of a model in one file.
 const SINGLE_NAME: &str = "model.safetensors";
@@ -96,15 +102,18 @@ pub struct Checkpoint {
     files: Vec<SourceFile>,
     maps: Vec<Map>,
     tensors: Vec<TensorInfo>,
-    config: Option<Vec<u8>>,
+    config: Option<(&'static str, Vec<u8>)>,
     sides: Vec<SideFile>,
     unlisted: Vec<String>,
 }
 
 impl Checkpoint {
-    /// Opens a folder with an index, a folder with one safetensors file, or a safetensors file.
+    /// Opens a folder with an index, a folder with one safetensors file, a safetensors file, a folder with files of ranks
+    /// (`consolidated.00.pth` and so on), or a file that `torch.save` wrote.
     ///
     /// Without an index, a folder with several files is taken as the one named `model.safetensors`, as transformers does.
+    /// Files of ranks hold tensors of the same names; where there is more than one, a tensor's name here begins with its
+    /// file's: `consolidated.03.pth:norm.weight`.
     /// Costs a few system calls and one header per file, and no memory for data, whatever the size.
     ///
     /// # Errors
@@ -113,10 +122,16 @@ impl Checkpoint {
         let found = fs::metadata(path).map_err(FormatError::io(path, "open"))?;
         if found.is_dir() {
             let folder = Folder::open(path)?;
-            if folder.has_index() { Self::open_indexed(path, &folder) } else { Self::open_single(path, &folder) }
+            if folder.has_index() {
+                Self::open_indexed(path, &folder)
+            } else if folder.safetensors_names()?.is_empty() {
+                Self::open_ranks(path, &folder)
+            } else {
+                Self::open_single(path, &folder)
+            }
         } else {
             // The user named this file, so a symbolic link may lead anywhere.
-            let part = safetensors::open(path, path)?;
+            let part = if ranks::is_torch(path)? { torch::open(path, path)? } else { safetensors::open(path, path)? };
             let parent = match path.parent() {
                 Some(parent) if parent != Path::new("") => parent,
                 _ => Path::new("."),
@@ -192,8 +207,13 @@ impl Checkpoint {
             let kind = Kind::InTwoFiles { other: files[twice[0].file].name.clone() };
             return Err(FormatError::tensor(&files[twice[1].file].path, &twice[1].name, kind));
         }
-        let (config_side, config) = folder.small_file("config.json", CONFIG_BYTES_MAX)?.unzip();
-        let (sides, unlisted) = (Vec::from_iter(config_side), Vec::new());
+        let (mut config, mut sides, unlisted) = (None, Vec::new(), Vec::new());
+        for name in CONFIG_NAMES {
+            if let (None, Some((side, content))) = (&config, folder.small_file(name, CONFIG_BYTES_MAX)?) {
+                config = Some((name, content));
+                sides.push(side);
+            }
+        }
         Ok(Self { folder: path.to_path_buf(), files, maps, tensors, config, sides, unlisted })
     }
 
@@ -228,9 +248,10 @@ impl Checkpoint {
         self.tensors.iter().map(|tensor| tensor.bytes).sum()
     }
 
-    /// `config.json` beside the weights, as it stands in the file; `None` if there is none.
-    pub fn config(&self) -> Option<&[u8]> {
-        self.config.as_deref()
+    /// `config.json` beside the weights, or where that is not there Meta's `params.json`: its name and its content, as it
+    /// stands in the file; `None` if there is none.
+    pub fn config(&self) -> Option<(&'static str, &[u8])> {
+        self.config.as_ref().map(|(name, content)| (*name, content.as_slice()))
     }
 
     /// The names of all regular files in the folder, also behind links, sorted. Names that are not UTF-8 are left out.

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::pieces::Elements;
 use super::view::{Coding, Llama4, TensorId, Weight};
 use crate::checkpoint::Edges;
 use crate::kernels::Float;
@@ -18,7 +19,7 @@ impl Llama4 {
         let (out, ins) = weight.matrix();
         assert!(outs.end <= out && rows.len() == outs.len() * ins, "{} values for rows {outs:?}", rows.len());
         match weight.coding {
-            Coding::Plain(_) => panic!("`{}` is not quantized", weight.name),
+            Coding::Plain(_) | Coding::Pieces(_) => panic!("`{}` is no quantized matrix of its own", weight.name),
             Coding::Int4 { packed, scale, zero_point, group_size, .. } => {
                 let zero_points = zero_point.map(|id| self.zero_points(id, &outs, ins / group_size));
                 let packed = int4::Packed {
@@ -58,7 +59,7 @@ impl Llama4 {
         let rows = |id| self.checkpoint.release(id, self.row_range(id, &outs, out), Edges::Drop);
         let whole = |id: TensorId| self.checkpoint.release(id, 0..self.checkpoint.tensors()[id].bytes, Edges::Drop);
         match weight.coding {
-            Coding::Plain(_) => {}
+            Coding::Plain(_) | Coding::Pieces(_) => {}
             Coding::Int4 { packed, scale, zero_point, .. } => {
                 rows(packed);
                 rows(scale);
@@ -69,6 +70,18 @@ impl Llama4 {
                 rows(codes);
                 whole(scale);
             }
+        }
+    }
+
+    /// The format of a weight that is stored in floats; `None` if it is quantized.
+    pub fn stored_float(&self, weight: &Weight) -> Option<Float> {
+        match weight.coding {
+            Coding::Plain(plane) => Some(plane.float),
+            Coding::Pieces(id) => match self.pieces[id].pieces[0].elements {
+                Elements::Float(float) => Some(float),
+                Elements::Fp8 => None,
+            },
+            Coding::Int4 { .. } | Coding::Fp8 { .. } => None,
         }
     }
 

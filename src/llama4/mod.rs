@@ -5,12 +5,17 @@
 pub mod config;
 mod decode;
 mod expected;
+mod find;
+mod meta;
 pub mod names;
+mod pieces;
 mod stored;
+pub mod tiktoken;
 pub mod tokenizer;
 mod view;
 
 pub use expected::{Expected, expected};
 pub use names::Role;
+pub use pieces::{Axis, Elements, Piece, Pieces, Scales};
 pub use stored::Expectation;
-pub use view::{Coding, Llama4, Plane, Problem, ProblemKind, TensorId, Weight};
+pub use view::{Coding, Dialect, Llama4, Plane, Problem, ProblemKind, TensorId, Weight};

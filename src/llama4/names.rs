@@ -168,7 +168,27 @@ pub enum Part {
     FusedGateUp,
     /// `experts.down_proj` of all experts, `[E, in, out]`.
     FusedDown,
+    /// `experts.gate_up_proj_weight_scale`, as ModelOpt stores it.
+    FusedGateUpScale,
+    /// `experts.down_proj_weight_scale`.
+    FusedDownScale,
+    /// `experts.gate_up_proj_input_scale`.
+    FusedGateUpInputScale,
+    /// `experts.down_proj_input_scale`.
+    FusedDownInputScale,
+    /// `k_scale` or `v_scale`: for a key-value cache in FP8, of no meaning for weights.
+    CacheScale,
 }
+
+/// Tensors of all experts of a layer together.
+const FUSED: [(&str, Part); 6] = [
+    (".gate_up_proj", Part::FusedGateUp),
+    (".down_proj", Part::FusedDown),
+    (".gate_up_proj_weight_scale", Part::FusedGateUpScale),
+    (".down_proj_weight_scale", Part::FusedDownScale),
+    (".gate_up_proj_input_scale", Part::FusedGateUpInputScale),
+    (".down_proj_input_scale", Part::FusedDownInputScale),
+];
 
 /// Suffixes of the tensors that make up one module (compressed-tensors 0.19, `compressors/*/base.py`).
 const SUFFIXES: [(&str, Part); 7] = [
@@ -235,11 +255,15 @@ impl Prefixes {
             let rest = physical.strip_prefix(self.head)?;
             rest.starts_with("lm_head.").then_some(rest)?
         };
-        if let Some(module) = logical.strip_suffix(".experts.gate_up_proj") {
-            return Some((&logical[..module.len() + ".experts".len()], Part::FusedGateUp));
+        for (suffix, part) in FUSED {
+            if let Some(module) = logical.strip_suffix(suffix)
+                && module.ends_with(".experts")
+            {
+                return Some((module, part));
+            }
         }
-        if let Some(module) = logical.strip_suffix(".experts.down_proj") {
-            return Some((&logical[..module.len() + ".experts".len()], Part::FusedDown));
+        if logical.ends_with(".k_proj.k_scale") || logical.ends_with(".v_proj.v_scale") {
+            return Some((&logical[..logical.len() - ".k_scale".len()], Part::CacheScale));
         }
         for (suffix, part) in SUFFIXES {
             if let Some(module) = logical.strip_suffix(suffix) {

@@ -86,6 +86,7 @@ fn apply_block(model: &Llama4, weight: &Weight, outs: &Range<usize>, x: View<'_,
             }
             model.checkpoint.release(plane.tensor, range, Edges::Drop);
         }
+        Coding::Pieces(_) => unreachable!("`require_complete` refuses weights in pieces"),
         Coding::Int4 { .. } | Coding::Fp8 { .. } => {
             let numbers = dequantized(model, weight, outs);
             let input = weight.matrix().1;

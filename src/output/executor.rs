@@ -231,15 +231,12 @@ impl Run<'_> {
 
     /// Says in which file of the source a weight lies that cannot be used.
     fn locate(&self, task: &Task, error: anyhow::Error) -> anyhow::Error {
-        if !error.is::<BadWeight>() {
-            return error;
-        }
+        let Some(bad) = error.downcast_ref::<BadWeight>() else { return error };
+        let remedy =
+            bad.remedy.unwrap_or("the file is damaged, or the model was saved after it diverged; fetch it again");
         let checkpoint = &self.model.checkpoint;
         let file = checkpoint.files()[checkpoint.tensors()[task.work.tensor(self.model)].file].path.display();
-        error.context(Hint {
-            message: format!("`{file}` holds a weight that cannot be used"),
-            hint: "the file is damaged, or the model was saved after it diverged; fetch it again".into(),
-        })
+        error.context(Hint { message: format!("`{file}` holds a weight that cannot be used"), hint: remedy.into() })
     }
 
     /// Hashes what an earlier run wrote.

@@ -49,7 +49,7 @@ pub struct Finished {
 struct Line {
     task: usize,
     digest: String,
-    totals: Vec<[String; 4]>,
+    totals: Vec<[String; 5]>,
 }
 
 /// An open journal that this process alone writes to.
@@ -161,7 +161,11 @@ fn line(finished: &Finished) -> Result<String> {
     let totals = finished
         .totals
         .iter()
-        .map(|t| [hex(t.sum_sq_weight), hex(t.sum_sq_error), hex(t.sum_sq_error_rtn), hex(t.max_abs_error.into())])
+        .map(|t| {
+            let floats = [t.sum_sq_weight, t.sum_sq_error, t.sum_sq_error_rtn, t.max_abs_error.into()].map(hex);
+            let [weight, error, rtn, max] = floats;
+            [weight, error, rtn, max, format!("{:x}", t.overflows)]
+        })
         .collect();
     let line = Line { task: finished.task, digest: format!("{:016x}", finished.digest), totals };
     Ok(serde_json::to_string(&line)? + "\n")
@@ -170,12 +174,13 @@ fn line(finished: &Finished) -> Result<String> {
 fn parse(text: &[u8]) -> Option<Finished> {
     let line: Line = serde_json::from_slice(text).ok()?;
     let number = |hex: &String| u64::from_str_radix(hex, 16).ok();
-    let totals = line.totals.iter().map(|[weight, error, rtn, max]| {
+    let totals = line.totals.iter().map(|[weight, error, rtn, max, overflows]| {
         Some(Errors {
             sum_sq_weight: f64::from_bits(number(weight)?),
             sum_sq_error: f64::from_bits(number(error)?),
             sum_sq_error_rtn: f64::from_bits(number(rtn)?),
             max_abs_error: f64::from_bits(number(max)?) as f32,
+            overflows: number(overflows)?,
         })
     });
     Some(Finished { task: line.task, digest: number(&line.digest)?, totals: totals.collect::<Option<_>>()? })
@@ -221,6 +226,7 @@ mod tests {
             sum_sq_error: f64::MIN_POSITIVE / 3.0,
             sum_sq_error_rtn: 1e300,
             max_abs_error: 0.0,
+            overflows: 3,
         };
         Finished { task, digest: u64::MAX - task as u64, totals: vec![totals; 2] }
     }

@@ -4,7 +4,10 @@
 //! the result again; [`partial`] makes it appear in one step; [`job`] is all of that in order. This layer knows no
 //! command: `quantize`, `convert` and `repack` are ways to make a plan. Only this layer creates files.
 
+pub mod assembling;
+pub mod casting;
 pub mod companions;
+pub mod converting;
 pub mod executor;
 pub mod file;
 pub mod gate;

@@ -15,7 +15,7 @@ use crate::quant::{Layout, Method};
 
 /// Most bytes that one task may write from its own buffers. One expert's `gate` and `up` of Scout in FP8 are 84 MB:
 /// they fit together, so their fused pages are walked once.
-const TASK_OUTPUT_BYTES_MAX: u64 = 96 << 20;
+pub(super) const TASK_OUTPUT_BYTES_MAX: u64 = 96 << 20;
 
 /// Bytes that a copying task moves.
 const COPY_BYTES: u64 = 16 << 20;
@@ -153,7 +153,7 @@ fn plan_quantized(
 }
 
 /// Rows of `row_bytes` each, out of `out`, that one task writes.
-fn outs_per_task(bytes_max: u64, row_bytes: u64, out: usize) -> usize {
+pub(super) fn outs_per_task(bytes_max: u64, row_bytes: u64, out: usize) -> usize {
     let fitting = usize::try_from(bytes_max / row_bytes.max(1)).unwrap_or(usize::MAX);
     (fitting / TASK_OUTS * TASK_OUTS).clamp(TASK_OUTS, out.next_multiple_of(TASK_OUTS))
 }
@@ -202,13 +202,26 @@ fn plan_kept(bytes_max: u64, builder: &mut PlanBuilder, model: &Llama4, index: u
             }
             Ok(())
         }
+        Coding::Pieces(_) => unreachable!("`require_complete` refuses weights in pieces"),
     }
 }
 
 /// A tensor whose bytes stay the same; floats are looked at on the way.
 fn plan_copy(builder: &mut PlanBuilder, model: &Llama4, source: usize, float: Option<Float>) -> Result<()> {
+    let name = model.checkpoint.tensors()[source].name.clone();
+    plan_copy_as(name, builder, model, source, float)
+}
+
+/// [`plan_copy`] under another name.
+pub(super) fn plan_copy_as(
+    name: String,
+    builder: &mut PlanBuilder,
+    model: &Llama4,
+    source: usize,
+    float: Option<Float>,
+) -> Result<()> {
     let info = &model.checkpoint.tensors()[source];
-    let tensor = builder.tensor(info.name.clone(), info.dtype, info.shape.clone())?;
+    let tensor = builder.tensor(name, info.dtype, info.shape.clone())?;
     for start in (0..info.bytes).step_by(COPY_BYTES as usize) {
         let range = start..(start + COPY_BYTES).min(info.bytes);
         let bytes = range.end - range.start;

@@ -8,6 +8,7 @@ use std::ops::Range;
 
 use anyhow::Result;
 
+use super::assembling::Assembled;
 use super::modules::Target;
 use super::plan::Region;
 use super::quantizing;
@@ -40,6 +41,8 @@ pub enum Work {
     },
     /// Rows of matrices in a quantized scheme. Several matrices are slices of the same fused rows.
     Quantize(Vec<Quantized>),
+    /// Plain floats from whatever they are stored as.
+    Assemble(Assembled),
 }
 
 /// Rows of one matrix, to be quantized.
@@ -60,6 +63,15 @@ pub struct BadWeight {
     pub name: String,
     /// What is wrong, with the value.
     pub what: String,
+    /// What the user can do, if it is another thing than fetching the file again.
+    pub remedy: Option<&'static str>,
+}
+
+impl BadWeight {
+    /// A value that no program can use.
+    pub fn new(name: &str, what: String) -> Self {
+        Self { name: name.to_owned(), what, remedy: None }
+    }
 }
 
 impl fmt::Display for BadWeight {
@@ -144,6 +156,7 @@ impl Work {
     pub fn parts(&self) -> usize {
         match self {
             Self::Quantize(parts) => parts.len(),
+            Self::Assemble(part) => part.weights.len(),
             Self::Copy { .. } | Self::Unfuse { .. } => 0,
         }
     }
@@ -154,9 +167,11 @@ impl Work {
             Self::Copy { tensor, .. } => return *tensor,
             Self::Unfuse { weight, .. } => *weight,
             Self::Quantize(parts) => parts[0].weight,
+            Self::Assemble(part) => part.weights[0],
         };
         match model.weights[weight].coding {
             Coding::Plain(plane) => plane.tensor,
+            Coding::Pieces(pieces) => model.pieces[pieces].pieces[0].tensor,
             Coding::Int4 { packed, .. } => packed,
             Coding::Fp8 { weight, .. } => weight,
         }
@@ -172,6 +187,7 @@ impl Work {
             Self::Copy { range, .. } => range.end - range.start,
             Self::Unfuse { weight, outs } => rows(*weight, outs),
             Self::Quantize(parts) => parts.iter().map(|part| rows(part.weight, &part.outs)).sum(),
+            Self::Assemble(part) => part.source_bytes(model),
         }
     }
 
@@ -189,6 +205,7 @@ impl Work {
         };
         match self {
             Self::Copy { .. } => 0,
+            Self::Assemble(part) => part.working_bytes(model),
             Self::Unfuse { weight, .. } => stripe(*weight, 1),
             Self::Quantize(parts) => {
                 let sums = parts.iter().map(|part| 40 * part.outs.len() as u64).sum::<u64>();
@@ -218,6 +235,10 @@ impl Work {
                 let (slots, decoded) = buffers.prepare(writes);
                 quantizing::run(model, parts, slots, decoded)
             }
+            Self::Assemble(part) => {
+                let (mut slots, _) = buffers.prepare(writes);
+                part.run(model, slots[0].get_mut())
+            }
         }
     }
 
@@ -225,7 +246,7 @@ impl Work {
     pub fn results<'a>(&self, model: &'a Llama4, buffers: &'a Buffers, writes: &[Region]) -> Vec<&'a [u8]> {
         match self {
             Self::Copy { tensor, range, .. } => vec![model.checkpoint.range(*tensor, range.clone())],
-            Self::Unfuse { .. } | Self::Quantize(_) => buffers.written(writes),
+            Self::Unfuse { .. } | Self::Quantize(_) | Self::Assemble(_) => buffers.written(writes),
         }
     }
 
@@ -245,6 +266,7 @@ fn stored_row_bytes(model: &Llama4, weight: &Weight) -> u64 {
         Coding::Plain(plane) => input as u64 * plane.float.bytes() as u64,
         Coding::Int4 { packed, scale, .. } => tensor(packed) + tensor(scale),
         Coding::Fp8 { weight, .. } => tensor(weight),
+        Coding::Pieces(_) => unreachable!("`require_complete` refuses weights in pieces"),
     }
 }
 
@@ -254,8 +276,8 @@ fn check_finite(model: &Llama4, tensor: usize, range: Range<u64>, float: Option<
     let Some(index) = kernels::first_nonfinite(bytes, float) else { return Ok(()) };
     let value = float.read(&bytes[index * float.bytes()..]);
     let element = range.start / float.bytes() as u64 + index as u64;
-    let name = model.checkpoint.tensors()[tensor].name.clone();
-    Err(BadWeight { name, what: format!("the value {value} at element {element} is not finite") }.into())
+    let name = &model.checkpoint.tensors()[tensor].name;
+    Err(BadWeight::new(name, format!("the value {value} at element {element} is not finite")).into())
 }
 
 /// Bytes of a fused plane's rows `inputs`, columns `outs`, from the first element to the last.
@@ -282,7 +304,7 @@ fn unfuse(model: &Llama4, weight: &Weight, outs: Range<usize>, rows: &mut [u8]) 
                 let value = plane.float.read(&columns[index * size..]);
                 let out = outs.start + index;
                 let what = format!("the value {value} at output {out}, input {input} is not finite");
-                return Err(BadWeight { name: weight.name.clone(), what }.into());
+                return Err(BadWeight::new(&weight.name, what).into());
             }
         }
         kernels::transpose(bytes, plane.stride, size, (inputs.len(), outs.len()), &mut rows[first * size..], input);

@@ -1,6 +1,7 @@
 //! One module for each thing that a user can ask for: options in, a report out. Tasks do not know each other.
 
 pub mod calibrate;
+pub mod convert;
 pub mod inspect;
 pub mod quantize;
 pub mod routing;

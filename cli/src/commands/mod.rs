@@ -2,6 +2,7 @@
 
 pub(crate) mod calibrate;
 pub(crate) mod completions;
+pub(crate) mod convert;
 pub(crate) mod inspect;
 pub(crate) mod man;
 pub(crate) mod quantize;
@@ -17,6 +18,7 @@ use crate::exit::Outcome;
 /// Runs a command.
 pub(crate) fn run(command: Command, context: &Context) -> Result<Outcome> {
     match command {
+        Command::Convert(arguments) => convert::run(arguments, context),
         Command::Inspect(arguments) => inspect::run(arguments, context),
         Command::Routing(arguments) => routing::run(arguments, context),
         Command::Calibrate(arguments) => calibrate::run(arguments, context),

@@ -1,6 +1,7 @@
 //! Reports as text for people. Nothing here computes what a report does not hold.
 
 pub(crate) mod calibrate;
+pub(crate) mod convert;
 mod forecast;
 pub(crate) mod inspect;
 pub(crate) mod quantize;

@@ -1,11 +1,8 @@
 //! What `quantize` tells, as text.
 
-use std::time::Duration;
-
-use indicatif::HumanDuration;
 use l4::tasks::quantize::{DryRun, Report};
 
-use super::forecast::forecast;
+use super::forecast::{duration, forecast};
 use super::table;
 use crate::size::{binary, decimal};
 
@@ -71,15 +68,4 @@ pub(crate) fn report(report: &Report, verbose: bool) -> String {
     }
     text += &format!("\nnext: l4tool verify {0} --against {1}\n", report.output.display(), report.source.display());
     text
-}
-
-/// `0.6 s`, `42 s` or `3 minutes`.
-fn duration(seconds: f64) -> String {
-    if seconds < 10.0 {
-        format!("{seconds:.1} s")
-    } else if seconds < 120.0 {
-        format!("{seconds:.0} s")
-    } else {
-        HumanDuration(Duration::from_secs_f64(seconds)).to_string()
-    }
 }

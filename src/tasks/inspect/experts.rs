@@ -51,7 +51,7 @@ pub(super) fn layers(model: &Llama4) -> Vec<ExpertLayer> {
             let expert = found.entry(layer).or_default().entry(expert).or_default();
             expert.matrices += 1;
             expert.fused |= matches!(weight.coding, Coding::Plain(plane) if plane.layout == Layout::InOut);
-            expert.labels.insert(label(weight));
+            expert.labels.insert(label(model, weight));
             expert.bytes += stored_bytes(model, weight);
         }
     }

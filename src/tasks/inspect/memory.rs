@@ -189,7 +189,7 @@ fn kv_bytes(text: &TextConfig, (growing, chunked): (u64, u64), heads: u64, numbe
 }
 
 fn as_stored(model: &Llama4, budget: u64) -> SchemeMemory {
-    let labels: BTreeSet<String> = model.weights.iter().map(label).collect();
+    let labels: BTreeSet<String> = model.weights.iter().map(|weight| label(model, weight)).collect();
     let weights =
         || model.weights.iter().map(|weight| (replicated(weight.role, &weight.shape), stored_bytes(model, weight)));
     SchemeMemory {
