@@ -20,6 +20,8 @@ pub mod hub;
 pub mod llama4;
 
 pub mod model;
+
+pub mod calibration;
 pub mod output;
 
 pub mod tasks;

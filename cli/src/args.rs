@@ -4,7 +4,9 @@ use clap::builder::Styles;
 use clap::builder::styling::AnsiColor;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::commands::{completions, convert, diff, download, inspect, man, quantize, repack, verify};
+use crate::commands::{
+    calibrate, completions, convert, diff, download, inspect, man, quantize, repack, routing, verify,
+};
 use crate::size::Size;
 
 const STYLES: Styles = Styles::styled()
@@ -104,6 +106,8 @@ pub(crate) enum Kernels {
 pub(crate) enum Command {
     Download(download::Arguments),
     Inspect(inspect::Arguments),
+    Routing(routing::Arguments),
+    Calibrate(calibrate::Arguments),
     Quantize(quantize::Arguments),
     Convert(convert::Arguments),
     Repack(repack::Arguments),

@@ -84,6 +84,8 @@ pub enum Kind {
     WrongShard { listed: String },
     /// An address of the hub where files of this machine are needed.
     Elsewhere,
+    /// A GGUF file that breaks a rule of its format.
+    Malformed { what: String },
     /// A torch file that is no zip archive, or not one that torch writes.
     Archive { what: String },
     /// A pickle that is damaged, or holds more than tensors and plain containers; `at` is a byte of it.
@@ -230,6 +232,7 @@ impl fmt::Display for Kind {
             Self::NotInIndex => write!(f, "the file has it, and the index does not name it"),
             Self::WrongShard { listed } => write!(f, "the index expects it in `{}`", shown(listed)),
             Self::Elsewhere => write!(f, "this needs the weights, and they lie on the hub"),
+            Self::Malformed { what } => write!(f, "{what}"),
             Self::Archive { what } => write!(f, "{}", shown(what)),
             Self::Pickle { what, at } => write!(f, "the pickle is damaged or unusual at byte {at}: {}", shown(what)),
             Self::ForbiddenGlobal { name } => {

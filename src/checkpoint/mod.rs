@@ -11,6 +11,7 @@
 mod error;
 mod fingerprint;
 mod folder;
+pub mod gguf;
 mod header;
 mod index;
 mod json;

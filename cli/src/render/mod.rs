@@ -1,5 +1,6 @@
 //! Reports as text for people. Nothing here computes what a report does not hold.
 
+pub(crate) mod calibrate;
 pub(crate) mod convert;
 pub(crate) mod diff;
 pub(crate) mod download;
@@ -7,6 +8,7 @@ mod forecast;
 pub(crate) mod inspect;
 pub(crate) mod quantize;
 pub(crate) mod repack;
+pub(crate) mod routing;
 mod table;
 pub(crate) mod verify;
 
