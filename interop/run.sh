@@ -49,6 +49,8 @@ check scout-w4a16-asym $scout --scheme w4a16-asym
 check scout-w4a16-asym-g32 $scout --scheme w4a16-asym --group-size 32
 check scout-fp8 $scout --fp8
 check scout-fp8-block $scout --scheme fp8-block
+check scout-fp8-static $scout --scheme fp8-static --calibrate --samples 16 --seq-len 256
+check scout-gptq $scout --int4 --calibrate --samples 16 --seq-len 256
 
 # Its narrowest matrix has 32 columns.
 maverick=testdata/tiny-maverick
@@ -56,6 +58,8 @@ check maverick-int4-g32 $maverick --int4 --group-size 32
 check maverick-int4-g32-rtn $maverick --int4 --group-size 32 --method rtn
 check maverick-w4a16-asym-g32 $maverick --scheme w4a16-asym --group-size 32
 check maverick-fp8 $maverick --fp8
+check maverick-fp8-static $maverick --scheme fp8-static --calibrate --samples 4 --seq-len 128
+check maverick-gptq-asym-g32 $maverick --scheme w4a16-asym --group-size 32 --calibrate --samples 4 --seq-len 128
 check maverick-fp8-block $maverick --scheme fp8-block
 
 # The same weights in other files: transformers loads them all, and computes the same.

@@ -9,6 +9,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
+use l4::calibration::data::DataOptions;
 use l4::checkpoint::Checkpoint;
 use l4::llama4::ProblemKind;
 use l4::output::partial::Existing;
@@ -220,8 +221,15 @@ fn the_memory_view_foretells_what_quantize_writes() {
     for name in Scheme::WRITABLE {
         let dir = tempfile::tempdir().unwrap();
         let out = dir.path().join("out");
+        let chosen = Scheme::parse(name, None).unwrap();
+        let calibration = chosen.needs_data().then(|| quantize::CalibrationOptions {
+            data: DataOptions { samples: 7, seq_len: Some(64), ..DataOptions::default() },
+            damping: 0.01,
+            expert_tokens: None,
+            shrink: None,
+        });
         let selection = quantize::Selection::Uniform {
-            scheme: Scheme::parse(name, None).unwrap(),
+            scheme: chosen,
             method: Method::Rtn,
             include: Vec::new(),
             exclude: Vec::new(),
@@ -234,6 +242,8 @@ fn the_memory_view_foretells_what_quantize_writes() {
             existing: Existing { force: false, restart: false },
             requantize: false,
             hash_source: false,
+            calibration,
+            stats: None,
         };
         let control = Control { progress: &Silent, stop: &AtomicBool::new(false), threads: 1, memory: 1 << 30 };
         quantize::run(&options, &control).unwrap();

@@ -5,21 +5,27 @@
 //! task; how many there are is all that the memory bound decides. There is one worker more than threads, so that the
 //! processor has work while one waits for the disk; permits keep them from computing all at once. A stop is obeyed
 //! between tasks.
+//!
+//! A [`Run`] may be performed in stages, where what one task needs to know follows from what others have written.
 
 use std::collections::HashSet;
 use std::fs::{self, File};
-use std::path::Path;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use anyhow::{Context, Result, bail};
+use rayon::prelude::*;
 use xxhash_rust::xxh3::Xxh3;
 
 use super::companions::Companion;
+use super::evidence::{Evidence, Nothing};
 use super::file::{Bounce, OutputFile};
 use super::hash::FileHash;
+use super::header;
 use super::journal::Finished;
 use super::partial::Partial;
-use super::plan::{OutFile, Plan, Task};
+use super::plan::{NOTE_BYTES_MAX, OutFile, Plan, Region, Task};
 use super::preflight;
 use super::work::{BadWeight, Buffers};
 use crate::error::Hint;
@@ -39,6 +45,9 @@ pub struct Filled {
     pub resumed: usize,
 }
 
+/// What there is to note in the headers about each weight of the model, in at most [`NOTE_BYTES_MAX`] bytes; or nothing.
+pub type Notes = Vec<Option<String>>;
+
 /// A file being filled.
 struct Target<'a> {
     plan: &'a OutFile,
@@ -46,31 +55,13 @@ struct Target<'a> {
     hash: FileHash,
 }
 
-/// Fills every file of `plan` inside `partial`, going on from `finished`.
+/// Performs every task of an open run that is not finished.
 ///
 /// # Errors
-/// [`Interrupted`](crate::error::Interrupted) after a safe stop; [`BadWeight`] if a weight cannot be used; otherwise what the disk or
-/// the source refused, with the name of the file or the weight.
-pub fn fill(
-    plan: &Plan,
-    model: &Llama4,
-    partial: &Partial,
-    finished: Vec<Finished>,
-    control: &Control<'_>,
-) -> Result<Filled> {
-    let folder = partial.model();
-    remove_strangers(&folder, plan)?;
-    let targets = plan.files.iter().map(|file| Target::create(&folder, file)).collect::<Result<Vec<_>>>()?;
-    let run =
-        Run { plan, model, partial, targets, totals: plan.tasks.iter().map(|_| OnceLock::new()).collect(), control };
-    run.write_literals()?;
-    let kept = run.recheck(finished)?;
-    let pending: Vec<usize> = (0..plan.tasks.len()).filter(|&task| run.totals[task].get().is_none()).collect();
-    let done_bytes = plan.source_bytes() - pending.iter().map(|&task| plan.tasks[task].source_bytes).sum::<u64>();
-    control.progress.start("writing", plan.source_bytes(), done_bytes, Unit::Bytes);
-    run.perform_all(&pending)?;
-    control.progress.finish();
-    run.close(kept)
+/// As [`Run::perform`].
+pub fn fill(run: &Run<'_>) -> Result<Notes> {
+    run.perform(&Vec::from_iter(0..run.plan.tasks.len()), &Nothing)?;
+    Ok(Notes::new())
 }
 
 /// The error sums of every task, if all of them are among `finished`.
@@ -99,12 +90,15 @@ fn remove_strangers(folder: &Path, plan: &Plan) -> Result<()> {
     Ok(())
 }
 
-struct Run<'a> {
+/// A plan being filled inside the partial folder.
+pub struct Run<'a> {
     plan: &'a Plan,
     model: &'a Llama4,
     partial: &'a Partial,
     targets: Vec<Target<'a>>,
     totals: Vec<OnceLock<Vec<Errors>>>,
+    /// Tasks that an earlier run had finished.
+    kept: usize,
     control: &'a Control<'a>,
 }
 
@@ -137,13 +131,108 @@ struct Worker {
     bounce: Bounce,
 }
 
-impl Run<'_> {
+impl<'a> Run<'a> {
+    /// Opens every file of `plan` inside `partial`, and finds out what of `finished` is still there.
+    ///
+    /// # Errors
+    /// The disk refuses; [`Interrupted`](crate::error::Interrupted) after a safe stop.
+    pub fn open(
+        plan: &'a Plan,
+        model: &'a Llama4,
+        partial: &'a Partial,
+        finished: Vec<Finished>,
+        control: &'a Control<'a>,
+    ) -> Result<Self> {
+        let folder = partial.model();
+        remove_strangers(&folder, plan)?;
+        let targets = plan.files.iter().map(|file| Target::create(&folder, file)).collect::<Result<Vec<_>>>()?;
+        let totals = plan.tasks.iter().map(|_| OnceLock::new()).collect();
+        let mut run = Self { plan, model, partial, targets, totals, kept: 0, control };
+        run.write_literals()?;
+        run.kept = run.recheck(finished)?;
+        Ok(run)
+    }
+
+    /// The plan.
+    pub fn plan(&self) -> &'a Plan {
+        self.plan
+    }
+
+    /// The source.
+    pub fn model(&self) -> &'a Llama4 {
+        self.model
+    }
+
+    /// A folder for what is of use to the next process, should this one be killed. It goes when the output is published.
+    pub fn scratch(&self) -> PathBuf {
+        self.partial.scratch()
+    }
+
+    /// Whether a task is finished.
+    pub fn is_finished(&self, task: usize) -> bool {
+        self.totals[task].get().is_some()
+    }
+
+    /// Performs those of `tasks` that are not finished, by as many workers as the memory bound allows.
+    ///
+    /// # Errors
+    /// [`Interrupted`](crate::error::Interrupted) after a safe stop; [`BadWeight`] if a weight cannot be used; otherwise what
+    /// the disk or the source refused, with the name of the file or the weight.
+    pub fn perform(&self, tasks: &[usize], evidence: &dyn Evidence) -> Result<()> {
+        let bytes = |tasks: &[usize]| tasks.iter().map(|&task| self.plan.tasks[task].source_bytes).sum::<u64>();
+        let pending: Vec<usize> = tasks.iter().copied().filter(|&task| !self.is_finished(task)).collect();
+        let total = bytes(tasks);
+        self.control.progress.start("writing", total, total - bytes(&pending), Unit::Bytes);
+        let workers = preflight::workers(self.plan, self.control)?;
+        let permits = Permits::new(self.control.threads);
+        parallel::for_each(pending.len(), workers, self.control, Worker::default, |worker, index| {
+            self.compute(pending[index], evidence, worker, &permits)?;
+            self.control.progress.advance(self.plan.tasks[pending[index]].source_bytes);
+            Ok(())
+        })?;
+        self.control.progress.finish();
+        Ok(())
+    }
+
+    /// Performs those of `tasks` that are not finished in the current rayon pool, `at_once` of them at the same time at most.
+    ///
+    /// # Errors
+    /// As [`Run::perform`], but for the stop, which the caller looks out for.
+    pub fn perform_in_pool(&self, tasks: &[usize], at_once: usize, evidence: &dyn Evidence) -> Result<()> {
+        let pending: Vec<usize> = tasks.iter().copied().filter(|&task| !self.is_finished(task)).collect();
+        let permits = Permits::new(self.control.threads);
+        for tasks in pending.chunks(at_once.max(1)) {
+            tasks
+                .par_iter()
+                .try_for_each_init(Worker::default, |worker, &task| self.compute(task, evidence, worker, &permits))?;
+        }
+        Ok(())
+    }
+
+    /// Reads back what a task has written: `bytes` of a region, counted from its start.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn read_back(&self, region: &Region, bytes: Range<u64>) -> Result<Vec<u8>> {
+        assert!(bytes.end <= region.bytes, "inside the region");
+        let (file, offset) = self.plan.place(region);
+        let target = &self.targets[file];
+        let mut read = Vec::with_capacity((bytes.end - bytes.start) as usize);
+        let see = |piece: &[u8]| read.extend_from_slice(piece);
+        let (start, end) = (offset + bytes.start, offset + bytes.end);
+        let read_all = target.file.read(start, end, &mut Bounce::default(), see);
+        read_all.with_context(|| format!("reading back `{}`", target.plan.name))?;
+        Ok(read)
+    }
+
     /// Writes headers and the tensors whose contents the plan holds.
     fn write_literals(&self) -> Result<()> {
         let bounce = &mut Bounce::default();
         for target in &self.targets {
             target.write(&target.plan.header, 0, bounce)?;
-            target.hash(0, &target.plan.header, bounce)?;
+            if target.plan.noted.is_empty() {
+                target.hash(0, &target.plan.header, bounce)?;
+            }
             for &id in &target.plan.tensors {
                 let tensor = &self.plan.tensors[id];
                 if let Some(contents) = &tensor.literal {
@@ -192,20 +281,12 @@ impl Run<'_> {
         Ok(digest.digest())
     }
 
-    fn perform_all(&self, pending: &[usize]) -> Result<()> {
-        let workers = preflight::workers(self.plan, self.control)?;
-        let permits = Permits::new(self.control.threads);
-        parallel::for_each(pending.len(), workers, self.control, Worker::default, |worker, index| {
-            self.perform(pending[index], worker, &permits)
-        })
-    }
-
     /// Computes one task, writes it and records it.
-    fn perform(&self, index: usize, worker: &mut Worker, permits: &Permits) -> Result<()> {
+    fn compute(&self, index: usize, evidence: &dyn Evidence, worker: &mut Worker, permits: &Permits) -> Result<()> {
         let task: &Task = &self.plan.tasks[index];
         let Worker { buffers, bounce } = worker;
         let totals = permits
-            .with(|| task.work.run(self.model, &task.writes, buffers))
+            .with(|| task.work.run(self.model, &task.writes, buffers, evidence))
             .map_err(|error| self.locate(task, error))?;
         let results = task.work.results(self.model, buffers, &task.writes);
         for (region, bytes) in task.writes.iter().zip(&results) {
@@ -225,7 +306,6 @@ impl Run<'_> {
             anyhow::Ok(())
         })?;
         task.work.release(self.model);
-        self.control.progress.advance(task.source_bytes);
         Ok(())
     }
 
@@ -255,8 +335,30 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Syncs every file and collects the digests.
-    fn close(self, resumed: usize) -> Result<Filled> {
+    /// Writes the notes into the headers that have room for them; `notes` has one for each weight of the model, or is empty.
+    fn write_notes(&self, notes: &[Option<String>]) -> Result<()> {
+        let bounce = &mut Bounce::default();
+        for target in self.targets.iter().filter(|target| !target.plan.noted.is_empty()) {
+            let note = |(weight, name): &(usize, String)| {
+                let note = notes.get(*weight)?.as_ref().filter(|note| note.len() <= NOTE_BYTES_MAX)?;
+                Some(format!("{name}: {note}"))
+            };
+            let notes: Vec<String> = target.plan.noted.iter().filter_map(note).collect();
+            let tensors = target.plan.tensors.iter().map(|&id| &self.plan.tensors[id]);
+            let header = header::with_notes(&target.plan.header, tensors, &notes.join("; "));
+            target.write(&header, 0, bounce)?;
+            target.hash(0, &header, bounce)?;
+        }
+        Ok(())
+    }
+
+    /// Writes what there is to note about weights into the headers, syncs every file and collects the digests. Every task
+    /// must have been performed.
+    ///
+    /// # Errors
+    /// The disk refuses.
+    pub fn close(self, notes: &[Option<String>]) -> Result<Filled> {
+        self.write_notes(notes)?;
         let mut digests = Vec::with_capacity(self.targets.len());
         self.control.progress.start("syncing", self.plan.bytes(), 0, Unit::Bytes);
         for target in &self.targets {
@@ -269,6 +371,7 @@ impl Run<'_> {
             digests.push(digest);
         }
         self.control.progress.finish();
+        let resumed = self.kept;
         let totals = self.totals.into_iter().map(|totals| totals.into_inner().expect("every task ran")).collect();
         Ok(Filled { totals, digests, resumed })
     }

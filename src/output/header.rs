@@ -20,6 +20,9 @@ use super::plan::OutTensor;
 /// Bytes of the length before the JSON.
 const PREFIX: usize = 8;
 
+/// The key in `__metadata__` for notes about weights.
+const NOTES: &str = "l4tool.weights";
+
 /// Length prefix and JSON for tensors that follow each other in this order; the data then begin at a multiple of `alignment`.
 pub(super) fn encode<'a>(
     metadata: &[(String, String)],
@@ -42,6 +45,31 @@ pub(super) fn encode<'a>(
     let mut header = (text.len() as u64).to_le_bytes().to_vec();
     header.extend_from_slice(&text);
     header
+}
+
+/// `header` with room for `room` bytes of notes, if there are to be any; the data still begin at a multiple of `alignment`.
+pub(super) fn with_room(header: Vec<u8>, room: usize, alignment: u64) -> Vec<u8> {
+    // The key, quotes, colon and comma take their part.
+    let room = if room > 0 { (room + NOTES.len() + 6).next_multiple_of(alignment as usize) } else { 0 };
+    let length = header.len() + room;
+    padded(header, length)
+}
+
+/// A header with spaces behind it, `length` bytes long.
+fn padded(mut header: Vec<u8>, length: usize) -> Vec<u8> {
+    header.resize(length, b' ');
+    header[..PREFIX].copy_from_slice(&((length - PREFIX) as u64).to_le_bytes());
+    header
+}
+
+/// `header`, which was made without other metadata and with room for them, with notes.
+///
+/// # Panics
+/// There is too little room.
+pub(super) fn with_notes<'a>(header: &[u8], tensors: impl Iterator<Item = &'a OutTensor>, notes: &str) -> Vec<u8> {
+    let noted = encode(&[(NOTES.to_owned(), notes.to_owned())], PREFIX as u64, tensors);
+    assert!(noted.len() <= header.len(), "{} bytes of header, and room for {}", noted.len(), header.len());
+    padded(noted, header.len())
 }
 
 /// The first name that occurs a second time.

@@ -10,7 +10,7 @@ use std::path::Path;
 use anyhow::Result;
 
 use super::companions::{self, Companion};
-use super::executor::{self, Filled};
+use super::executor::{self, Filled, Notes, Run};
 use super::hash::sha256;
 use super::journal::Identity;
 use super::manifest::{FileRecord, MANIFEST_NAME, MANIFEST_SCHEMA, Manifest, Origin, VERSION, WeightRecord};
@@ -78,6 +78,20 @@ impl Job<'_> {
         records: impl FnOnce(&[Vec<Errors>]) -> Vec<WeightRecord>,
         control: &Control<'_>,
     ) -> Result<Done> {
+        self.run_staged(promised, executor::fill, records, control)
+    }
+
+    /// [`Job::run`] with `perform` performing the tasks, all of them, as it sees fit, and giving what there is to note in headers.
+    ///
+    /// # Errors
+    /// As [`Job::run`], and what `perform` gives.
+    pub fn run_staged(
+        &self,
+        promised: &[(&str, Option<Scheme>)],
+        perform: impl FnOnce(&Run<'_>) -> Result<Notes>,
+        records: impl FnOnce(&[Vec<Errors>]) -> Vec<WeightRecord>,
+        control: &Control<'_>,
+    ) -> Result<Done> {
         self.model.checkpoint.require_here()?;
         let identity = self.identity();
         if self.is_published()
@@ -95,7 +109,12 @@ impl Job<'_> {
             origin::hash_files(&mut source, self.model.checkpoint.folder(), control)?;
         }
         let (partial, finished) = Partial::open(self.out, &identity, self.existing)?;
-        let filled = match executor::fill(self.plan, self.model, &partial, finished, control) {
+        let filled = || -> Result<Filled> {
+            let run = Run::open(self.plan, self.model, &partial, finished, control)?;
+            let notes = perform(&run)?;
+            run.close(&notes)
+        };
+        let filled = match filled() {
             Ok(filled) => filled,
             Err(error) => {
                 if error.chain().any(|cause| cause.is::<BadWeight>()) {

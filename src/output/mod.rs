@@ -8,6 +8,7 @@ pub mod assembling;
 pub mod casting;
 pub mod companions;
 pub mod converting;
+pub mod evidence;
 pub mod executor;
 pub mod file;
 pub mod gate;
@@ -29,6 +30,7 @@ pub mod sharding;
 pub mod tensor_file;
 pub mod whole_file;
 pub mod work;
+pub mod written;
 
 #[cfg(test)]
 mod tests;

@@ -11,7 +11,7 @@ use crate::kernels::Float;
 use crate::llama4::names::{Part, Prefixes, without_rank};
 use crate::llama4::{Coding, Llama4, Plane, Weight};
 use crate::quant::scheme::Scheme;
-use crate::quant::{Layout, Method};
+use crate::quant::{Layout, Method, gptq};
 
 /// Most bytes that one task may write from its own buffers. One expert's `gate` and `up` of Scout in FP8 are 84 MB:
 /// they fit together, so their fused pages are walked once.
@@ -70,7 +70,10 @@ fn shares_pages(model: &Llama4, targets: &[Option<Target>], index: usize) -> boo
         let weight = model.weights.get(index)?;
         match weight.coding {
             Coding::Plain(plane) if plane.layout == Layout::InOut => {
-                targets[index].map(|_| (plane.tensor, weight.expert, weight.shape.as_slice()))
+                // Solving takes so much longer than reading that each matrix is better off as tasks of its own.
+                targets[index]
+                    .filter(|target| target.method != Method::Gptq)
+                    .map(|_| (plane.tensor, weight.expert, weight.shape.as_slice()))
             }
             _ => None,
         }
@@ -83,6 +86,7 @@ struct Stored {
     codes: OutTensorId,
     scale: OutTensorId,
     zero_point: Option<OutTensorId>,
+    input_scale: Option<OutTensorId>,
 }
 
 /// Adds the tensors of a quantized weight (compressed-tensors 0.19, `compressors/*/base.py`).
@@ -105,7 +109,7 @@ fn store(builder: &mut PlanBuilder, model: &Llama4, weight: &Weight, scheme: Sch
                 .transpose()?;
             let logical = builder.tensor(name(Part::Shape), Dtype::I64, vec![2])?;
             builder.literal(logical, [out, input].map(|n| (n as u64).to_le_bytes()).concat());
-            Ok(Stored { codes, scale, zero_point })
+            Ok(Stored { codes, scale, zero_point, input_scale: None })
         }
         Scheme::Fp8Dynamic | Scheme::Fp8Block { .. } => {
             let codes = builder.tensor(name(Part::Weight), Dtype::F8_E4M3, shape(out, input))?;
@@ -114,9 +118,15 @@ fn store(builder: &mut PlanBuilder, model: &Llama4, weight: &Weight, scheme: Sch
                 _ => shape(out, 1),
             };
             let scale = builder.tensor(name(Part::Scale), Dtype::BF16, scales)?;
-            Ok(Stored { codes, scale, zero_point: None })
+            Ok(Stored { codes, scale, zero_point: None, input_scale: None })
         }
-        Scheme::Fp8Tensor { .. } => bail!("`{}`: {scheme} can be read but not written", weight.name),
+        Scheme::Fp8Tensor { static_input } => {
+            let codes = builder.tensor(name(Part::Weight), Dtype::F8_E4M3, shape(out, input))?;
+            let scale = builder.tensor(name(Part::Scale), Dtype::BF16, vec![1])?;
+            let input_scale =
+                static_input.then(|| builder.tensor(name(Part::InputScale), Dtype::BF16, vec![1])).transpose()?;
+            Ok(Stored { codes, scale, zero_point: None, input_scale })
+        }
     }
 }
 
@@ -131,11 +141,19 @@ fn plan_quantized(
     for index in weights {
         let target = targets[index].expect("the caller looked");
         let stored = store(builder, model, &model.weights[index], target.scheme)?;
+        builder.noted(stored.codes, index, &model.weights[index].name);
         modules.push((index, target, stored));
     }
     let (out, _) = model.weights[modules[0].0].matrix();
     let row_bytes: u64 = modules.iter().map(|(.., stored)| stored.row_bytes(builder, out)).sum();
-    let step = outs_per_task(bytes_max, row_bytes, out);
+    // A scale for the whole matrix is one task's to find.
+    let whole = modules.iter().any(|(_, target, _)| matches!(target.scheme, Scheme::Fp8Tensor { .. }));
+    let solved = modules.iter().any(|(_, target, _)| target.method == Method::Gptq);
+    let step = match (whole, outs_per_task(bytes_max, row_bytes, out)) {
+        (true, _) => out,
+        (_, step) if solved => step.min(gptq::PIECE),
+        (_, step) => step,
+    };
     for first in (0..out).step_by(step) {
         let outs = first..(first + step).min(out);
         let mut parts = Vec::with_capacity(modules.len());
@@ -169,9 +187,11 @@ impl Stored {
     fn regions(&self, builder: &PlanBuilder, outs: &std::ops::Range<usize>, out: usize, scheme: Scheme) -> Vec<Region> {
         let scale_rows = match scheme {
             Scheme::Fp8Block { rows, .. } => rows,
+            Scheme::Fp8Tensor { .. } => out,
             _ => 1,
         };
-        let parts = [(Some(self.codes), 1), (Some(self.scale), scale_rows), (self.zero_point, 8)];
+        let parts =
+            [(Some(self.codes), 1), (Some(self.scale), scale_rows), (self.zero_point, 8), (self.input_scale, out)];
         let region = |(tensor, rows_together): (Option<OutTensorId>, usize)| {
             let tensor = tensor?;
             let stored_rows = out.div_ceil(rows_together) as u64;

@@ -16,6 +16,7 @@ use crate::error::hint;
 /// Names inside `OUT.partial`.
 const JOURNAL: &str = "journal";
 const MODEL: &str = "model";
+const SCRATCH: &str = "scratch";
 
 /// What to do about what is already there.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -234,6 +235,11 @@ impl Partial {
     /// The folder that becomes the output.
     pub fn model(&self) -> PathBuf {
         self.folder.join(MODEL)
+    }
+
+    /// The folder for what is of use to the next process only.
+    pub(super) fn scratch(&self) -> PathBuf {
+        self.folder.join(SCRATCH)
     }
 
     /// Removes the work in progress: nothing in it can be of use to another run.

@@ -4,6 +4,7 @@
 //! number of threads nor the memory bound changes it. That is what makes output reproducible and a journal of finished
 //! tasks meaningful in the next process.
 
+use std::collections::HashSet;
 use std::ops::Range;
 
 use anyhow::{Result, bail};
@@ -48,6 +49,8 @@ pub struct OutFile {
     pub bytes: u64,
     /// Its tensors, by ascending offset.
     pub tensors: Vec<OutTensorId>,
+    /// Weights that the header has room for a note about, by their index in the model and their names.
+    pub noted: Vec<(usize, String)>,
 }
 
 /// Part of a tensor that one task writes.
@@ -126,6 +129,9 @@ pub struct PlanBuilder {
     /// First tensor of each group of files.
     groups: Vec<(usize, FileGroup)>,
     tasks: Vec<Task>,
+    notes: bool,
+    /// First tensor, index and name of each weight that there is to be a note about.
+    noted: Vec<(OutTensorId, usize, String)>,
 }
 
 /// Files that belong together: a file holds tensors of one group.
@@ -139,11 +145,15 @@ pub struct FileGroup {
     pub is_rank: bool,
 }
 
+/// Longest note about a weight, in bytes.
+pub const NOTE_BYTES_MAX: usize = 32;
+
 impl PlanBuilder {
     /// A plan whose files hold at most `shard_bytes_max` bytes of data each, unless one module alone is larger.
     pub fn new(shard_bytes_max: u64) -> Self {
         let (tensors, modules, groups, tasks) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        Self { shard_bytes_max, alignment: 8, interleave: false, tensors, modules, groups, tasks }
+        let (notes, noted) = (false, Vec::new());
+        Self { shard_bytes_max, alignment: 8, interleave: false, tensors, modules, groups, tasks, notes, noted }
     }
 
     /// Lets data begin at multiples of `bytes`, as far as the format allows it: it knows no gaps. Tensors of such sizes come
@@ -162,6 +172,19 @@ impl PlanBuilder {
     pub fn begin_group(&mut self, group: FileGroup) {
         self.begin_module();
         self.groups.push((self.tensors.len(), group));
+    }
+
+    /// Leaves room in headers for notes about quantized weights, of [`NOTE_BYTES_MAX`] bytes each, that are known only when
+    /// everything is written.
+    pub fn leave_room_for_notes(&mut self) {
+        self.notes = true;
+    }
+
+    /// There may be a note about the weight with this index in the model, whose first tensor is `tensor`.
+    pub(super) fn noted(&mut self, tensor: OutTensorId, weight: usize, name: &str) {
+        if self.notes {
+            self.noted.push((tensor, weight, name.into()));
+        }
     }
 
     /// Begins a module: the tensors added from here to the next call lie in one file.
@@ -281,14 +304,20 @@ impl PlanBuilder {
             rest.sort_by_key(|&id| std::cmp::Reverse(self.tensors[id].dtype.bits()));
         }
         shard.extend(rest);
+        let inside: HashSet<OutTensorId> =
+            if self.noted.is_empty() { HashSet::new() } else { shard.iter().copied().collect() };
+        let noted = self.noted.extract_if(.., |(tensor, ..)| inside.contains(tensor));
+        let noted: Vec<(usize, String)> = noted.map(|(_, weight, name)| (weight, name)).collect();
+        let room = noted.iter().map(|(_, name)| name.len() + NOTE_BYTES_MAX + 3).sum();
         let header = header::encode(metadata, self.alignment, shard.iter().map(|&id| &self.tensors[id]));
+        let header = header::with_room(header, room, self.alignment);
         let mut offset = header.len() as u64;
         for &id in &shard {
             self.tensors[id].file = file;
             self.tensors[id].offset = offset;
             offset += self.tensors[id].bytes;
         }
-        Ok(OutFile { name, header, bytes: offset, tensors: shard })
+        Ok(OutFile { name, header, bytes: offset, tensors: shard, noted })
     }
 
     /// Whether every tensor begins at a multiple of its element size when they follow each other as they are.

@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use serde::Serialize;
 
-use super::file::BOUNCE_BYTES;
+pub use super::file::BOUNCE_BYTES;
 use super::partial::{self, nearest_existing};
 use super::plan::Plan;
 use crate::error::hint;
@@ -13,7 +13,7 @@ use crate::progress::Control;
 
 /// Resident memory that the process needs besides its tasks: code, allocator, the plan and the catalogue of a
 /// checkpoint of Maverick's size (measured: 24 MiB for the former, 25 MiB for 39,000 output tensors).
-const BASE_BYTES: u64 = 56 << 20;
+pub const BASE_BYTES: u64 = 56 << 20;
 
 /// Output tensors that [`BASE_BYTES`] has room for, and bytes of each one more with its tasks and its place in the headers (measured:
 /// 230 MiB for the 231,592 tensors of Maverick's rank shards).

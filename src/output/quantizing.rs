@@ -2,13 +2,15 @@
 //!
 //! A fused tensor is walked along its inputs, once for all matrices that lie in the same rows (and once before, where a
 //! scale needs the largest value of a whole row); a linear layer along its outputs. Weights that are quantized already
-//! are dequantized stripe by stripe. Pages are given back behind the walk.
+//! are dequantized stripe by stripe. Pages are given back behind the walk. GPTQ needs whole rows: its only stripe is all of
+//! the task's.
 
 use std::ops::Range;
 
 use anyhow::Result;
 use half::bf16;
 
+use super::evidence::{Evidence, Inputs};
 use super::modules::Target;
 use super::work::{BadWeight, Quantized, STRIPE_BYTES, Slot, in_out_bytes, room};
 use crate::checkpoint::Edges;
@@ -17,7 +19,7 @@ use crate::kernels::Float;
 use crate::llama4::{Coding, Llama4, Plane, Weight};
 use crate::quant::int4::{self, Int4Out, Params};
 use crate::quant::scheme::Scheme;
-use crate::quant::{Block, ErrorSums, Errors, Layout, NonFinite, STRIPE_INPUTS, fp8};
+use crate::quant::{Block, ErrorSums, Errors, Layout, Method, NonFinite, STRIPE_INPUTS, fp8, gptq};
 
 /// Memory for unpacked zero points.
 pub(super) fn zero_point_bytes(model: &Llama4, part: &Quantized) -> u64 {
@@ -26,6 +28,25 @@ pub(super) fn zero_point_bytes(model: &Llama4, part: &Quantized) -> u64 {
         Scheme::W4A16 { group_size, symmetric: false } => (part.outs.len() * (input / group_size)) as u64,
         _ => 0,
     }
+}
+
+/// Memory that solving `part` takes: whole rows of its source instead of stripes, and the solver's own.
+pub(super) fn solving_bytes(model: &Llama4, part: &Quantized) -> u64 {
+    if part.target.method != Method::Gptq {
+        return 0;
+    }
+    let weight = &model.weights[part.weight];
+    let (_, input) = weight.matrix();
+    let values = input as u64 * part.outs.len() as u64;
+    let source = match weight.coding {
+        // Pages hold the neighbours in the same rows too.
+        Coding::Plain(plane) if plane.layout == Layout::InOut => {
+            plane.stride as u64 * input as u64 * plane.float.bytes() as u64
+        }
+        Coding::Plain(plane) => values * plane.float.bytes() as u64,
+        _ => values * 3,
+    };
+    source + gptq::working_bytes(input)
 }
 
 /// Rows that a stripe has at least: stored rows must not cut a group or a block in two.
@@ -58,9 +79,11 @@ pub(super) fn run(
     parts: &[Quantized],
     slots: Vec<Slot<'_>>,
     decoded: &mut Vec<u64>,
+    evidence: &dyn Evidence,
 ) -> Result<Vec<Errors>> {
     let mut slots = slots.into_iter();
-    let mut outputs: Vec<Output<'_>> = parts.iter().map(|part| Output::new(model, part, &mut slots)).collect();
+    let outputs = parts.iter().map(|part| Output::new(model, part, &mut slots, evidence));
+    let mut outputs: Vec<Output<'_>> = outputs.collect::<Result<_>>()?;
     match model.weights[parts[0].weight].coding {
         Coding::Plain(plane) if plane.layout == Layout::InOut => along_inputs(model, &mut outputs)?,
         _ => {
@@ -83,6 +106,8 @@ struct Output<'a> {
     packed_zero_points: Option<Slot<'a>>,
     zero_points: Vec<i8>,
     sums: ErrorSums,
+    /// What calibration knows.
+    inputs: Inputs<'a>,
 }
 
 /// A piece of a matrix: outputs counted from the part's first, and inputs.
@@ -93,12 +118,22 @@ struct Piece {
 }
 
 impl<'a> Output<'a> {
-    fn new(model: &'a Llama4, part: &Quantized, slots: &mut impl Iterator<Item = Slot<'a>>) -> Self {
+    fn new(
+        model: &'a Llama4,
+        part: &Quantized,
+        slots: &mut impl Iterator<Item = Slot<'a>>,
+        evidence: &'a dyn Evidence,
+    ) -> Result<Self> {
         let weight = &model.weights[part.weight];
         let mut next = || slots.next().expect("the plan has a region for each");
         let (codes, scales) = (next(), next());
+        let inputs = evidence.of(part.weight)?;
+        if part.target.scheme == (Scheme::Fp8Tensor { static_input: true }) {
+            let amax = inputs.amax.expect("the plan of a static scheme is performed with calibration alone");
+            next().get_mut::<bf16>()[0] = fp8::scale(amax);
+        }
         let asymmetric = matches!(part.target.scheme, Scheme::W4A16 { symmetric: false, .. });
-        Self {
+        Ok(Self {
             weight,
             outs: part.outs.clone(),
             input: weight.matrix().1,
@@ -108,12 +143,23 @@ impl<'a> Output<'a> {
             packed_zero_points: asymmetric.then(next),
             zero_points: vec![0; zero_point_bytes(model, part) as usize],
             sums: ErrorSums::new(part.outs.len()),
-        }
+            inputs,
+        })
     }
 
     /// Whether a scale covers all inputs of a row, so that the largest value of the row must be known first.
     fn needs_maxima(&self) -> bool {
-        self.target.scheme == Scheme::Fp8Dynamic
+        matches!(self.target.scheme, Scheme::Fp8Dynamic | Scheme::Fp8Tensor { .. })
+    }
+
+    /// Whether it is quantized from second moments, all inputs and outputs at once.
+    fn solves(&self) -> bool {
+        self.target.method == Method::Gptq && self.inputs.factor.is_some() && !self.target.scheme.is_fp8()
+    }
+
+    /// Whether the largest value of the whole matrix must be known before any of it is quantized.
+    fn needs_maximum(&self) -> bool {
+        matches!(self.target.scheme, Scheme::Fp8Tensor { .. })
     }
 
     /// Quantizes one piece of the matrix.
@@ -133,8 +179,16 @@ impl<'a> Output<'a> {
                     scale_stride: groups,
                     zero_points: (!symmetric).then(|| &mut self.zero_points[at..]),
                 };
-                let params = Params { group_size, symmetric, method: self.target.method };
-                int4::quantize(block, &params, out, sums)
+                if let (Method::Gptq, Some(factor)) = (self.target.method, self.inputs.factor) {
+                    let params = gptq::Params { group_size, symmetric };
+                    let mut weighted = vec![0.0; outs.len()];
+                    return gptq::quantize_int4(block, factor, &params, out, sums, &mut weighted);
+                }
+                // Without second moments GPTQ is a search.
+                let method = if self.target.method == Method::Rtn { Method::Rtn } else { Method::Search };
+                let params = Params { group_size, symmetric, method };
+                let importance = self.inputs.importance.as_ref().map(|importance| &importance[inputs]);
+                int4::quantize_weighted(block, &params, importance, out, sums)
             }
             Scheme::Fp8Dynamic => {
                 let bytes = &mut self.codes.get_mut()[outs.start * input + inputs.start..];
@@ -147,12 +201,20 @@ impl<'a> Output<'a> {
                 let bytes = &mut self.codes.get_mut()[outs.start * input + inputs.start..];
                 fp8::quantize_block(block, fp8::BlockScales { scales, stride, height, width }, codes(bytes), sums)
             }
-            Scheme::Fp8Tensor { .. } => unreachable!("the plan writes no such scheme"),
+            Scheme::Fp8Tensor { .. } => {
+                let scale = self.scales.get::<bf16>()[0];
+                let bytes = &mut self.codes.get_mut()[outs.start * input + inputs.start..];
+                fp8::quantize_tensor(block, scale, codes(bytes), sums)
+            }
         }
     }
 
-    /// Turns the largest value of each row into its scale.
+    /// Turns the largest value of each row into its scale, or those of all rows into the matrix's.
     fn set_scales(&mut self, first: usize, maxima: &[f32]) {
+        if self.needs_maximum() {
+            self.scales.get_mut()[0] = fp8::scale(maxima.iter().copied().fold(0.0, f32::max));
+            return;
+        }
         for (scale, &amax) in self.scales.get_mut::<bf16>()[first..].iter_mut().zip(maxima) {
             *scale = fp8::scale(amax);
         }
@@ -179,7 +241,10 @@ impl<'a> Output<'a> {
 fn along_inputs(model: &Llama4, outputs: &mut [Output<'_>]) -> Result<()> {
     let unit = outputs.iter().map(|output| stripe_unit(output.target)).fold(STRIPE_INPUTS, lcm);
     let (plane, input) = (plane(outputs[0].weight), outputs[0].input);
-    let step = (STRIPE_BYTES / (plane.stride * plane.float.bytes()) / unit * unit).max(unit);
+    let mut step = (STRIPE_BYTES / (plane.stride * plane.float.bytes()) / unit * unit).max(unit);
+    if outputs.iter().any(Output::solves) {
+        step = input;
+    }
     let stripes = || (0..input).step_by(step).map(|first| first..(first + step).min(input));
     if outputs.iter().any(Output::needs_maxima) {
         let mut maxima: Vec<_> = outputs.iter().map(|output| vec![0.0; output.outs.len()]).collect();
@@ -236,8 +301,22 @@ fn along_outputs(model: &Llama4, output: &mut Output<'_>, decoded: &mut Vec<u64>
         _ => STRIPE_INPUTS,
     };
     let row_bytes = output.input * size_of::<f32>();
-    let step = (STRIPE_BYTES / row_bytes / unit * unit).max(unit);
+    let mut step = (STRIPE_BYTES / row_bytes / unit * unit).max(unit);
     let count = output.outs.len();
+    if output.solves() {
+        step = count;
+    }
+    if output.needs_maximum() {
+        let mut maxima = vec![0.0; count];
+        for first in (0..count).step_by(step) {
+            let piece = Piece { outs: first..(first + step).min(count), inputs: 0..output.input };
+            let rows = output.outs.start + piece.outs.start..output.outs.start + piece.outs.end;
+            let block = linear_block(model, output.weight, &rows, decoded);
+            fp8::absmax(&block, &mut maxima[piece.outs.clone()]).map_err(|place| output.bad(place, &piece))?;
+            release_linear(model, output.weight, rows);
+        }
+        output.set_scales(0, &maxima);
+    }
     for first in (0..count).step_by(step) {
         let piece = Piece { outs: first..(first + step).min(count), inputs: 0..output.input };
         let rows = output.outs.start + piece.outs.start..output.outs.start + piece.outs.end;
@@ -247,7 +326,7 @@ fn along_outputs(model: &Llama4, output: &mut Output<'_>, decoded: &mut Vec<u64>
         }
         let block = linear_block(model, output.weight, &rows, decoded);
         let mut quantize = || {
-            if output.needs_maxima() {
+            if output.needs_maxima() && !output.needs_maximum() {
                 let mut maxima = vec![0.0; piece.outs.len()];
                 fp8::absmax(&block, &mut maxima)?;
                 output.set_scales(first, &maxima);

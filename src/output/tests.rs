@@ -39,7 +39,10 @@ fn control<'a>(stop: &'a AtomicBool, memory: u64) -> Control<'a> {
 fn execute(plan: &Plan, model: &Llama4, out: &Path) -> (BTreeMap<String, Vec<u8>>, Vec<String>) {
     let stop = AtomicBool::new(false);
     let (partial, finished) = Partial::open(out, &Identity::new(), Existing::default()).unwrap();
-    let filled = executor::fill(plan, model, &partial, finished, &control(&stop, 1 << 30)).unwrap();
+    let control = control(&stop, 1 << 30);
+    let run = executor::Run::open(plan, model, &partial, finished, &control).unwrap();
+    executor::fill(&run).unwrap();
+    let filled = run.close(&[]).unwrap();
     let read = |name: &String| (name.clone(), std::fs::read(partial.model().join(name)).unwrap());
     let files = plan.files.iter().map(|file| read(&file.name)).collect();
     (files, filled.digests)

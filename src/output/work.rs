@@ -9,6 +9,7 @@ use std::ops::Range;
 use anyhow::Result;
 
 use super::assembling::Assembled;
+use super::evidence::Evidence;
 use super::gathering::{self, Strip};
 use super::modules::Target;
 use super::plan::Region;
@@ -227,7 +228,8 @@ impl Work {
                 let sums = parts.iter().map(|part| 40 * part.outs.len() as u64).sum::<u64>();
                 let zero_points: u64 = parts.iter().map(|part| quantizing::zero_point_bytes(model, part)).sum();
                 let rows = quantizing::stripe_rows_min(parts);
-                stripe(parts[0].weight, rows) + sums + zero_points
+                let solving = parts.iter().map(|part| quantizing::solving_bytes(model, part)).max().unwrap_or(0);
+                stripe(parts[0].weight, rows) + sums + zero_points + solving
             }
         }
     }
@@ -236,7 +238,13 @@ impl Work {
     ///
     /// # Errors
     /// [`BadWeight`], if a value is not finite or too large.
-    pub fn run(&self, model: &Llama4, writes: &[Region], buffers: &mut Buffers) -> Result<Vec<Errors>> {
+    pub(super) fn run(
+        &self,
+        model: &Llama4,
+        writes: &[Region],
+        buffers: &mut Buffers,
+        evidence: &dyn Evidence,
+    ) -> Result<Vec<Errors>> {
         match self {
             Self::Copy { tensor, range, float } => {
                 check_finite(model, *tensor, range.clone(), *float)?;
@@ -254,7 +262,7 @@ impl Work {
             }
             Self::Quantize(parts) => {
                 let (slots, decoded) = buffers.prepare(writes);
-                quantizing::run(model, parts, slots, decoded)
+                quantizing::run(model, parts, slots, decoded, evidence)
             }
             Self::Assemble(part) => {
                 let (mut slots, _) = buffers.prepare(writes);

@@ -41,8 +41,18 @@ pub const STRIPE_INPUTS: usize = 64;
 pub enum Method {
     /// From the largest magnitude alone, as compressed-tensors does.
     Rtn,
-    /// By search for the smallest squared error, never worse than [`Method::Rtn`] on any group.
+    /// By search for the smallest squared error, never worse than [`Method::Rtn`] on any group. Errors are weighted by
+    /// how large inputs are, where that is known.
     Search,
+    /// Input after input, each making up for what rounding the ones before it has cost; needs second moments of the inputs.
+    Gptq,
+}
+
+impl Method {
+    /// Whether it makes use of calibration data.
+    pub fn uses_data(self) -> bool {
+        self != Self::Rtn
+    }
 }
 
 impl fmt::Display for Method {
@@ -50,6 +60,7 @@ impl fmt::Display for Method {
         f.write_str(match self {
             Self::Rtn => "rtn",
             Self::Search => "search",
+            Self::Gptq => "gptq",
         })
     }
 }
@@ -61,7 +72,8 @@ impl FromStr for Method {
         match name {
             "rtn" => Ok(Self::Rtn),
             "search" => Ok(Self::Search),
-            _ => Err(format!("unknown method `{name}`; there are rtn and search")),
+            "gptq" => Ok(Self::Gptq),
+            _ => Err(format!("unknown method `{name}`; there are rtn, search and gptq")),
         }
     }
 }

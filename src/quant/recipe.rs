@@ -8,7 +8,7 @@
 //! match = 'feed_forward\.'      # a regex, found anywhere in the name
 //! scheme = "w4a16"
 //! group_size = 64               # optional
-//! method = "search"             # optional: rtn or search
+//! method = "search"             # optional: rtn, search or gptq
 //!
 //! [[rule]]
 //! match = '^layers\.(0|47)\.'
@@ -70,11 +70,12 @@ struct Entry {
 }
 
 impl Recipe {
-    /// Reads a recipe; `method` applies to rules that name none, `None` being the best for each scheme.
+    /// Reads a recipe; `method` applies to rules that name none, `None` being the best for each scheme, with calibration data
+    /// (`data`) or without.
     ///
     /// # Errors
     /// A sentence that names the rule, by its number from 1, and the value that is wrong.
-    pub fn parse(text: &str, method: Option<Method>) -> Result<Self, String> {
+    pub fn parse(text: &str, method: Option<Method>, data: bool) -> Result<Self, String> {
         let document: Document = toml::from_str(text).map_err(|error| error.to_string())?;
         if document.rules.is_empty() {
             return Err("it has no [[rule]]".into());
@@ -83,7 +84,7 @@ impl Recipe {
             .rules
             .into_iter()
             .enumerate()
-            .map(|(index, entry)| entry.rule(method).map_err(|error| format!("rule {}: {error}", index + 1)));
+            .map(|(index, entry)| entry.rule(method, data).map_err(|error| format!("rule {}: {error}", index + 1)));
         Ok(Self { rules: rules.collect::<Result<_, _>>()? })
     }
 
@@ -94,7 +95,7 @@ impl Recipe {
 }
 
 impl Entry {
-    fn rule(self, method: Option<Method>) -> Result<Rule, String> {
+    fn rule(self, method: Option<Method>, data: bool) -> Result<Rule, String> {
         let action = match (self.keep, self.scheme) {
             (true, None) if self.group_size.is_none() && self.method.is_none() => Action::Keep,
             (true, _) => return Err("`keep = true` goes with no scheme, group size or method".into()),
@@ -102,9 +103,9 @@ impl Entry {
             (false, Some(name)) => {
                 let scheme = Scheme::parse(&name, self.group_size)?;
                 let method = match self.method {
-                    Some(name) => scheme.method(Some(name.parse()?))?,
+                    Some(name) => scheme.method(Some(name.parse()?), data)?,
                     // What applies to all rules is for those that it can apply to.
-                    None => scheme.method(method).or_else(|_| scheme.method(None))?,
+                    None => scheme.method(method, data).or_else(|_| scheme.method(None, data))?,
                 };
                 Action::Quantize { scheme, method }
             }
@@ -141,6 +142,7 @@ mod tests {
             keep = true
             ",
             None,
+            false,
         )
         .unwrap();
         let int4 = Scheme::W4A16 { group_size: 128, symmetric: true };
@@ -158,7 +160,7 @@ mod tests {
 
     #[test]
     fn mistakes_are_named() {
-        let error = |text: &str| Recipe::parse(text, Some(Method::Rtn)).unwrap_err();
+        let error = |text: &str| Recipe::parse(text, Some(Method::Rtn), false).unwrap_err();
         assert!(error("").contains("no [[rule]]"));
         assert!(error("[[rule]]\nmatch = '('\nkeep = true").contains("rule 1: `(` is not a regex"));
         assert!(error("[[rule]]\nmatch = 'a'\nscheme = 'int3'").contains("unknown scheme `int3`"));

@@ -39,7 +39,7 @@ pub const DEFAULT_GROUP_SIZE: usize = 128;
 
 impl Scheme {
     /// The schemes `quantize` can write, as the user spells them.
-    pub const WRITABLE: [&'static str; 4] = ["w4a16", "w4a16-asym", "fp8-dynamic", "fp8-block"];
+    pub const WRITABLE: [&'static str; 5] = ["w4a16", "w4a16-asym", "fp8-dynamic", "fp8-block", "fp8-static"];
 
     /// The scheme that a user calls `name`, with `group_size` where it has groups.
     ///
@@ -55,7 +55,7 @@ impl Scheme {
             "w4a16-asym" => Self::W4A16 { group_size: grouped, symmetric: false },
             "fp8-dynamic" => Self::Fp8Dynamic,
             "fp8-block" => Self::Fp8Block { rows: 128, cols: 128 },
-            "fp8-static" => return Err("`fp8-static` needs activation scales, which come from calibration data; calibration is not part of this version (use `fp8-dynamic`)".into()),
+            "fp8-static" => Self::Fp8Tensor { static_input: true },
             _ => return Err(format!("unknown scheme `{name}`; there are {}", Self::WRITABLE.join(", "))),
         };
         match (scheme, group_size) {
@@ -64,19 +64,25 @@ impl Scheme {
         }
     }
 
-    /// The method to use where the user asked for `asked`; `None` is the best one without calibration data.
+    /// The method to use where the user asked for `asked`; `None` is the best one, with calibration data (`data`) or without.
     ///
     /// # Errors
     /// A sentence that says why the method does not apply.
-    pub fn method(self, asked: Option<Method>) -> Result<Method, String> {
+    pub fn method(self, asked: Option<Method>, data: bool) -> Result<Method, String> {
         match (self, asked) {
             // A search among FP8 scales gains 1 to 3 % of an error of 2.6 %, for eight times the work: see `quant::fp8`.
-            (_, Some(Method::Search)) if self.is_fp8() => {
+            (_, Some(Method::Search | Method::Gptq)) if self.is_fp8() => {
                 Err(format!("`{self}` knows the method rtn only: FP8 scales are not searched"))
             }
             (_, None) if self.is_fp8() => Ok(Method::Rtn),
-            (_, asked) => Ok(asked.unwrap_or(Method::Search)),
+            (_, None) => Ok(if data { Method::Gptq } else { Method::Search }),
+            (_, Some(asked)) => Ok(asked),
         }
+    }
+
+    /// Whether it stores scales of activations, which come from calibration alone.
+    pub fn needs_data(self) -> bool {
+        self == Self::Fp8Tensor { static_input: true }
     }
 
     /// Whether the codes are FP8 (otherwise INT4).

@@ -10,8 +10,9 @@ use l4::output::partial::Existing;
 use l4::quant::Method;
 use l4::quant::recipe::Recipe;
 use l4::quant::scheme::Scheme;
-use l4::tasks::quantize::{Job, Options, Selection, parse_method, patterns};
+use l4::tasks::quantize::{CalibrationOptions, Job, Options, Selection, parse_method, patterns};
 
+use super::calibrate::DataArguments;
 use crate::context::Context;
 use crate::exit::Outcome;
 use crate::hub::HubArguments;
@@ -41,7 +42,7 @@ pub(crate) struct Arguments {
     /// FP8 weights per channel, FP8 activations per token (the scheme fp8-dynamic)
     #[arg(long)]
     fp8: bool,
-    /// One of w4a16, w4a16-asym, fp8-dynamic, fp8-block
+    /// One of w4a16, w4a16-asym, fp8-dynamic, fp8-block, fp8-static (with --data)
     #[arg(long, value_name = "NAME")]
     scheme: Option<String>,
     /// Rules for which weight gets which scheme (TOML; see docs/recipes.md)
@@ -50,9 +51,27 @@ pub(crate) struct Arguments {
     /// Inputs that share a scale, for INT4 [default: 128]
     #[arg(long, value_name = "N")]
     group_size: Option<usize>,
-    /// How scales are chosen: rtn, search, or auto (search for INT4, rtn for FP8)
+    /// How weights are rounded: rtn, search, gptq (with --data), or auto (INT4: gptq with data, search without; FP8: rtn)
     #[arg(long, value_name = "NAME", default_value = "auto")]
     method: String,
+    #[command(flatten, next_help_heading = "Calibration")]
+    data: DataArguments,
+    /// Calibrate with the small set of text that comes with l4tool; text of your own is better
+    #[arg(long, conflicts_with = "data", help_heading = "Calibration")]
+    calibrate: bool,
+    /// What `l4tool calibrate` or `llama-imatrix` has written, instead of text: weighs errors for the method search
+    #[arg(long, value_name = "STATS", conflicts_with_all = ["data", "calibrate"], help_heading = "Calibration")]
+    stats: Option<PathBuf>,
+    /// For gptq: added to the diagonal of the second moments, as a share of its mean
+    #[arg(long, value_name = "SHARE", default_value_t = 0.01, help_heading = "Calibration")]
+    damping: f64,
+    /// Experts with fewer tokens than this are judged by the other experts' tokens of their layer too [default: twice the
+    /// model's hidden size]
+    #[arg(long, value_name = "N", help_heading = "Calibration")]
+    expert_tokens: Option<usize>,
+    /// For how many tokens the layer's count then [default: half the model's hidden size]
+    #[arg(long, value_name = "N", help_heading = "Calibration")]
+    shrink: Option<f64>,
     /// Quantize the weights whose logical names match, instead of the default set; may be repeated
     #[arg(long, value_name = "REGEX")]
     include: Vec<String>,
@@ -88,8 +107,8 @@ pub(crate) fn run(arguments: Arguments, context: &Context) -> Result<Outcome> {
     let remote = if dry_run { arguments.hub.model(&arguments.checkpoint, context)? } else { None };
     let options = arguments.options()?;
     let job = match remote {
-        Some(model) => Job::of(&options, model)?,
-        None => Job::new(&options)?,
+        Some(model) => Job::of(&options, model, &context.control())?,
+        None => Job::new(&options, &context.control())?,
     };
     if dry_run {
         let report = job.dry_run(&context.control())?;
@@ -108,6 +127,18 @@ pub(crate) fn run(arguments: Arguments, context: &Context) -> Result<Outcome> {
 impl Arguments {
     fn options(self) -> Result<Options> {
         let selection = self.selection()?;
+        if self.data.is_given() && !self.has_data() {
+            bail!(hint(
+                "`--samples`, `--seq-len` and `--seed` are about calibration data",
+                "name some with `--data`, or add `--calibrate`"
+            ));
+        }
+        let calibration = self.has_data().then(|| CalibrationOptions {
+            data: self.data.options(),
+            damping: self.damping,
+            expert_tokens: self.expert_tokens,
+            shrink: self.shrink,
+        });
         Ok(Options {
             source: self.checkpoint,
             out: self.output,
@@ -116,7 +147,13 @@ impl Arguments {
             existing: Existing { force: self.force, restart: self.restart },
             requantize: self.requantize,
             hash_source: self.hash_source,
+            calibration,
+            stats: self.stats,
         })
+    }
+
+    fn has_data(&self) -> bool {
+        self.calibrate || !self.data.data.is_empty()
     }
 
     fn selection(&self) -> Result<Selection> {
@@ -132,13 +169,14 @@ impl Arguments {
             _ => bail!("name a scheme: --int4, --fp8, --scheme NAME or --recipe FILE"),
         };
         let scheme = Scheme::parse(name, self.group_size).map_err(Error::msg)?;
-        let method = scheme.method(method).map_err(Error::msg)?;
+        let method = scheme.method(method, self.has_data()).map_err(Error::msg)?;
         Ok(Selection::Uniform { scheme, method, include: patterns("--include", &self.include)?, exclude })
     }
 
     fn recipe(&self, path: &std::path::Path, method: Option<Method>, exclude: Vec<regex::Regex>) -> Result<Selection> {
         let text = std::fs::read_to_string(path).with_context(|| format!("reading the recipe `{}`", path.display()))?;
-        let recipe = Recipe::parse(&text, method).map_err(|error| anyhow!("the recipe `{}`: {error}", path.display()));
+        let recipe = Recipe::parse(&text, method, self.has_data())
+            .map_err(|error| anyhow!("the recipe `{}`: {error}", path.display()));
         let recipe =
             recipe.map_err(|error| hint(error.to_string(), "docs/recipes.md shows how a recipe is written"))?;
         Ok(Selection::Recipe { recipe, sha256: sha256(text.as_bytes()), exclude })

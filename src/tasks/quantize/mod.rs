@@ -3,18 +3,26 @@
 //! Memory is bounded by [`Control::memory`], whatever the model's size: a task holds the quantized rows of one or two
 //! matrices and a stripe of their source. See `output` for what happens to a plan.
 
+mod calibrate;
 mod choose;
+mod moments;
+mod policy;
 mod report;
+mod solver;
+mod state;
+mod statistics;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::OnceLock;
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 
 use crate::error::hint;
 use crate::llama4::Llama4;
 use crate::output::companions::{self, Card, Companion};
+use crate::output::executor::{self, Run};
 use crate::output::job;
 use crate::output::modules::plan_weights;
 use crate::output::origin;
@@ -24,6 +32,11 @@ use crate::output::quantization_config::quantization_config;
 use crate::progress::Control;
 use crate::quant::{Errors, Method};
 
+use calibrate::Calibration;
+use policy::Seen;
+use statistics::{Known, Statistics};
+
+pub use calibrate::CalibrationOptions;
 pub use choose::{Choice, Selection, patterns};
 pub use report::{DryRun, LayerReport, Report, WeightReport};
 
@@ -44,6 +57,10 @@ pub struct Options {
     pub requantize: bool,
     /// Compute the SHA-256 of the source's files for the manifest: reads all of the source.
     pub hash_source: bool,
+    /// Text to calibrate with.
+    pub calibration: Option<CalibrationOptions>,
+    /// A statistics file or an importance matrix, instead of text.
+    pub stats: Option<PathBuf>,
 }
 
 /// A run that is ready to begin: everything that is known before one weight is read.
@@ -55,6 +72,8 @@ pub struct Job<'a> {
     plan: Plan,
     companions: Vec<Companion>,
     settings: BTreeMap<String, String>,
+    calibration: Option<Calibration>,
+    statistics: Option<Statistics>,
 }
 
 impl<'a> Job<'a> {
@@ -62,15 +81,15 @@ impl<'a> Job<'a> {
     ///
     /// # Errors
     /// The source or the options cannot be used.
-    pub fn new(options: &'a Options) -> Result<Self> {
-        Self::of(options, Llama4::open(&options.source)?)
+    pub fn new(options: &'a Options, control: &Control<'_>) -> Result<Self> {
+        Self::of(options, Llama4::open(&options.source)?, control)
     }
 
     /// As [`Job::new`], for a source that somebody opened: for a dry run, its headers are enough.
     ///
     /// # Errors
     /// As [`Job::new`].
-    pub fn of(options: &'a Options, model: Llama4) -> Result<Self> {
+    pub fn of(options: &'a Options, model: Llama4, control: &Control<'_>) -> Result<Self> {
         model.require_complete()?;
         model.require_joined()?;
         let choice = Choice::make(&model, &options.selection)?;
@@ -78,17 +97,32 @@ impl<'a> Job<'a> {
             refuse_requantizing(&model, &choice)?;
         }
         let mut builder = PlanBuilder::new(options.shard_bytes_max);
+        if options.calibration.is_some() || options.stats.is_some() {
+            builder.leave_room_for_notes();
+        }
         plan_weights(&mut builder, &model, &choice.targets)?;
         let plan = builder.finish()?;
         let here = model.checkpoint.require_here().is_ok();
         let companions = if here { companions(&model, &choice, &plan)? } else { Vec::new() };
-        let settings = settings(options, &choice);
-        Ok(Self { options, model, choice, plan, companions, settings })
+        let mut settings = settings(options, &choice);
+        check_data(&choice, options.calibration.is_some(), calibrate::is_of_use(&plan))?;
+        let calibration = options.calibration.as_ref();
+        let calibration = calibration.map(|data| Calibration::new(&model, data, control)).transpose()?;
+        if let Some(calibration) = &calibration {
+            settings.extend(calibration.settings.clone());
+        }
+        let statistics = options.stats.as_deref();
+        let statistics = statistics.map(|path| Statistics::open(path, &model, control)).transpose()?;
+        if let Some(statistics) = &statistics {
+            settings.insert("statistics sha256".into(), statistics.sha256.clone());
+        }
+        Ok(Self { options, model, choice, plan, companions, settings, calibration, statistics })
     }
 
-    /// What engines cannot serve, or what a rule could not do.
-    pub fn warnings(&self) -> &[String] {
-        &self.choice.warnings
+    /// What engines cannot serve, what a rule could not do, and what the person who calibrates should know.
+    pub fn warnings(&self) -> impl Iterator<Item = &String> {
+        let notes = self.calibration.iter().flat_map(|calibration| &calibration.notes);
+        self.choice.warnings.iter().chain(notes)
     }
 
     /// Says what [`Job::run`] would do.
@@ -98,7 +132,13 @@ impl<'a> Job<'a> {
     pub fn dry_run(&self, control: &Control<'_>) -> Result<DryRun> {
         let Self { options, model, choice, plan, .. } = self;
         self.job().check_destination()?;
-        DryRun::new(options, model, choice, plan, control)
+        let mut dry_run = DryRun::new(options, model, choice, plan, control)?;
+        if let Some(calibration) = &self.calibration {
+            let shares = calibrate::Shares::new(model, &choice.targets, plan, &calibration.sequences, control)?;
+            dry_run.forecast.memory_bytes = dry_run.forecast.memory_bytes.max(shares.most);
+            dry_run.warnings.extend(calibration.notes.clone());
+        }
+        Ok(dry_run)
     }
 
     /// Makes the output.
@@ -111,11 +151,30 @@ impl<'a> Job<'a> {
         let Self { model, choice, plan, .. } = self;
         let promised: Vec<_> =
             model.weights.iter().zip(&choice.stored).map(|(weight, scheme)| (weight.name.as_str(), *scheme)).collect();
-        let records = |totals: &[Vec<Errors>]| {
-            report::weights(model, choice, plan, totals).iter().map(WeightReport::record).collect()
+        let seen = OnceLock::new();
+        let weights = |totals: &[Vec<Errors>]| report::weights(model, choice, plan, totals, seen.get());
+        let records = |totals: &[Vec<Errors>]| weights(totals).iter().map(WeightReport::record).collect();
+        let perform = |run: &Run<'_>| {
+            let known = match (&self.calibration, &self.statistics) {
+                (Some(calibration), _) => calibrate::perform(run, &choice.targets, calibration, control)?,
+                (None, Some(statistics)) => {
+                    let known = statistics.seen(model, &choice.targets)?;
+                    run.perform(&Vec::from_iter(0..plan.tasks.len()), &Known { statistics, model })?;
+                    known
+                }
+                (None, None) => return executor::fill(run),
+            };
+            let note = |seen: &Seen| format!("{}, {} tokens", seen.policy, seen.tokens);
+            let notes = known.iter().map(|known| known.as_ref().map(note)).collect();
+            seen.set(known).expect("tasks are performed once");
+            Ok(notes)
         };
-        let done = self.job().run(&promised, records, control)?;
-        let weights = report::weights(model, choice, plan, &done.totals);
+        let done = self.job().run_staged(&promised, perform, records, control)?;
+        let mut weights = weights(&done.totals);
+        if (self.calibration.is_some() || self.statistics.is_some()) && seen.get().is_none() {
+            // An earlier process published the output, and wrote down there what it knew.
+            report::recall(&mut weights, &self.options.out)?;
+        }
         Ok(Report::new(self, weights, done.resumed, began.elapsed()))
     }
 
@@ -147,7 +206,7 @@ fn settings(options: &Options, choice: &Choice) -> BTreeMap<String, String> {
 /// # Errors
 /// As these.
 pub fn run(options: &Options, control: &Control<'_>) -> Result<Report> {
-    Job::new(options)?.run(control)
+    Job::new(options, control)?.run(control)
 }
 
 fn refuse_requantizing(model: &Llama4, choice: &Choice) -> Result<()> {
@@ -189,16 +248,39 @@ every file what its SHA-256 is; `l4tool verify` checks both.",
     Ok(files)
 }
 
-/// Reads a method by its name; `auto` is `None`: the best for each scheme without data.
+/// Refuses methods and schemes that need data without any, and data that nothing makes use of.
+fn check_data(choice: &Choice, given: bool, is_of_use: bool) -> Result<()> {
+    if given && !is_of_use {
+        return Err(hint(
+            "nothing that was asked for makes use of calibration data",
+            "INT4 with the methods gptq and search does, and `fp8-static`; or leave `--data` out",
+        ));
+    }
+    let wanting = choice.targets.iter().flatten();
+    let mut wanting = wanting.filter(|target| target.method == Method::Gptq || target.scheme.needs_data());
+    match wanting.next() {
+        Some(target) if !given => {
+            let what = if target.scheme.needs_data() { "the scheme" } else { "the method" };
+            let name = if target.scheme.needs_data() { target.scheme.to_string() } else { target.method.to_string() };
+            Err(hint(
+                format!("{what} `{name}` needs calibration data"),
+                "give text with `--data`; without data, `--method search` and `--scheme fp8-dynamic` are the best choices",
+            ))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Reads a method by its name; `auto` is `None`: the best for each scheme with the data at hand.
 ///
 /// # Errors
-/// Methods that need calibration data are refused, with what there is instead.
+/// There is no such method.
 pub fn parse_method(name: &str) -> Result<Option<Method>> {
     match name {
         "auto" => Ok(None),
-        "gptq" | "awq" => bail!(hint(
-            format!("method `{name}` needs calibration data, and calibration is not part of this version"),
-            "`--method search` is the best choice without data",
+        "awq" => Err(hint(
+            "method `awq` is not part of this version",
+            "`--method gptq` makes better use of calibration data",
         )),
         other => other.parse().map(Some).map_err(anyhow::Error::msg),
     }

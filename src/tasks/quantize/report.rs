@@ -1,15 +1,16 @@
 //! What `quantize` tells: before it runs, and after.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use serde::Serialize;
 
+use super::policy::Seen;
 use super::{Choice, Job, Options};
 use crate::llama4::{Llama4, Role};
-use crate::output::manifest::WeightRecord;
+use crate::output::manifest::{MANIFEST_NAME, Manifest, WeightRecord};
 use crate::output::plan::Plan;
 use crate::output::preflight::Forecast;
 use crate::output::work::Work;
@@ -155,7 +156,14 @@ impl WeightReport {
 }
 
 /// Adds up what the tasks of each weight gave, in the order of the tasks.
-pub(super) fn weights(model: &Llama4, choice: &Choice, plan: &Plan, totals: &[Vec<Errors>]) -> Vec<WeightReport> {
+/// `seen` is what calibration knows of each weight.
+pub(super) fn weights(
+    model: &Llama4,
+    choice: &Choice,
+    plan: &Plan,
+    totals: &[Vec<Errors>],
+    seen: Option<&Vec<Option<Seen>>>,
+) -> Vec<WeightReport> {
     let mut sums: BTreeMap<usize, Errors> = BTreeMap::new();
     for (task, errors) in plan.tasks.iter().zip(totals) {
         let Work::Quantize(parts) = &task.work else { continue };
@@ -166,14 +174,15 @@ pub(super) fn weights(model: &Llama4, choice: &Choice, plan: &Plan, totals: &[Ve
     let report = |(index, errors): (usize, Errors)| {
         let weight = &model.weights[index];
         let target = choice.targets[index].expect("only targets have tasks that quantize");
+        let seen = seen.and_then(|seen| seen[index]);
         WeightReport {
             name: weight.name.clone(),
             layer: weight.layer,
             role: weight.role,
             expert: weight.expert,
             scheme: target.scheme.to_string(),
-            policy: target.method.to_string(),
-            tokens: None,
+            policy: seen.map_or_else(|| target.method.to_string(), |seen| seen.policy.to_string()),
+            tokens: seen.map(|seen| seen.tokens),
             rel_rms_error: errors.relative_rms(),
             rel_rms_error_rtn: relative_rms_rtn(&errors),
             max_abs_error: errors.max_abs_error,
@@ -181,6 +190,19 @@ pub(super) fn weights(model: &Llama4, choice: &Choice, plan: &Plan, totals: &[Ve
         }
     };
     sums.into_iter().map(report).collect()
+}
+
+/// Fills in what calibration knew, from the manifest of a finished output.
+pub(super) fn recall(weights: &mut [WeightReport], out: &Path) -> Result<()> {
+    let path = out.join(MANIFEST_NAME);
+    let text = std::fs::read(&path).with_context(|| format!("reading `{}`", path.display()))?;
+    let manifest: Manifest = serde_json::from_slice(&text).with_context(|| format!("reading `{}`", path.display()))?;
+    for (weight, record) in weights.iter_mut().zip(manifest.weights) {
+        if weight.name == record.name {
+            (weight.policy, weight.tokens) = (record.policy, record.tokens);
+        }
+    }
+    Ok(())
 }
 
 fn add(sum: &mut Errors, more: &Errors) {

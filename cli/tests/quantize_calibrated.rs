@@ -1,0 +1,262 @@
+//! `quantize` with calibration data: the same bytes whatever the machine does, and what is said about every weight.
+
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use common::{
+    Scratch, assert_same, contents, journal_lines, l4tool, partial, quantize, read_json, read_model, run, start,
+    testdata, wait_until,
+};
+use l4_testkit::Rng;
+use serde_json::Value;
+
+/// The models in `testdata/`, with options that suit their shapes.
+const SCOUT: (&str, &str) = ("tiny-scout", "--int4 --calibrate --samples 4 --seq-len 48");
+const MAVERICK: (&str, &str) = ("tiny-maverick", "--int4 --group-size 32 --calibrate --samples 3 --seq-len 40");
+
+/// The note about every weight in the headers of the weight files.
+fn notes(folder: &Path) -> BTreeMap<String, String> {
+    let mut notes = BTreeMap::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_none_or(|extension| extension != "safetensors") {
+            continue;
+        }
+        let bytes = fs::read(&path).unwrap();
+        let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+        let header: Value = serde_json::from_slice(&bytes[8..8 + length]).unwrap();
+        let text = header["__metadata__"]["l4tool.weights"].as_str().unwrap_or_default();
+        notes.extend(
+            text.split("; ").filter_map(|note| note.split_once(": ")).map(|(name, note)| (name.into(), note.into())),
+        );
+    }
+    notes
+}
+
+#[test]
+fn threads_memory_and_kernels_do_not_show() {
+    let scratch = Scratch::new();
+    for (name, flags) in
+        [SCOUT, MAVERICK, ("tiny-maverick", "--scheme fp8-static --calibrate --samples 3 --seq-len 40")]
+    {
+        let reference = scratch.path(&format!("{name}-{}", flags.len()));
+        run(&mut quantize(&testdata(name), &reference, &format!("{flags} --threads 1"))).ok();
+        let machine =
+            ["--threads 2 --memory 200M --kernels avx2", "--threads 7 --memory 3G", "--threads 2 --kernels scalar"];
+        for machine in machine {
+            let out = scratch.path("out");
+            run(&mut quantize(&testdata(name), &out, &format!("{flags} {machine}"))).ok();
+            assert_same(&reference, &out, machine);
+            fs::remove_dir_all(&out).unwrap();
+        }
+    }
+}
+
+/// Bytes between two layers' states, and states themselves, come and go; the result must not depend on where a kill hits.
+#[test]
+fn killed_at_random_moments_and_run_again_gives_the_same_bytes() {
+    let scratch = Scratch::new();
+    let mut rng = Rng::new(11, "calibrated kills");
+    for (name, flags) in [SCOUT, MAVERICK] {
+        let source = testdata(name);
+        let expected = scratch.path(&format!("expected-{name}"));
+        let began = Instant::now();
+        run(&mut quantize(&source, &expected, flags)).ok();
+        let length = began.elapsed();
+        let total = read_json(&expected.join("l4tool.manifest.json"))["weights"].as_array().unwrap().len();
+        let mut in_the_middle = 0;
+        for round in 0..6 {
+            let out = scratch.path(&format!("out-{name}-{round}"));
+            let mut kills = 0;
+            // The last rounds kill one run several times.
+            while kills <= round / 2 {
+                let mut child = start(&mut quantize(&source, &out, flags));
+                let lines = journal_lines(&out) + 1 + rng.below(total / 2);
+                if round % 2 == 0 {
+                    wait_until(&mut child, || journal_lines(&out) >= lines);
+                } else {
+                    std::thread::sleep(length.mul_f32(rng.uniform()));
+                }
+                std::thread::sleep(Duration::from_micros(rng.below(3000) as u64));
+                let _ = child.kill();
+                child.wait().unwrap();
+                kills += 1;
+            }
+            in_the_middle += usize::from(journal_lines(&out) > 1);
+            if !out.exists() {
+                run(&mut quantize(&source, &out, flags)).ok();
+            }
+            assert_same(&expected, &out, &format!("{name}, round {round}"));
+            assert!(!partial(&out).join("scratch").exists());
+        }
+        assert!(in_the_middle >= 2, "only {in_the_middle} kills came in the middle of {length:?}");
+    }
+}
+
+/// What a layer's end left behind may be damaged; then the layers are run again.
+#[test]
+fn a_damaged_state_is_not_used() {
+    let scratch = Scratch::new();
+    let (name, flags) = SCOUT;
+    let expected = scratch.path("expected");
+    run(&mut quantize(&testdata(name), &expected, flags)).ok();
+    let damage: [fn(&Path); 3] = [
+        |layer| fs::write(layer, b"short").unwrap(),
+        |layer| {
+            let mut bytes = fs::read(layer).unwrap();
+            bytes[100] ^= 1;
+            fs::write(layer, bytes).unwrap();
+        },
+        |layer| fs::write(layer.with_file_name("state.json"), "{}").unwrap(),
+    ];
+    for (round, damage) in damage.into_iter().enumerate() {
+        let out = scratch.path(&format!("out{round}"));
+        let state = partial(&out).join("scratch/state.json");
+        let mut child = start(&mut quantize(&testdata(name), &out, flags));
+        assert!(wait_until(&mut child, || state.exists()), "the run is too short for this test");
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let layers = || {
+            contents(&partial(&out).join("scratch"))
+                .into_keys()
+                .filter(|name| name.to_str().unwrap().starts_with("layer-"))
+        };
+        for layer in layers().collect::<Vec<PathBuf>>() {
+            damage(&partial(&out).join("scratch").join(layer));
+        }
+        run(&mut quantize(&testdata(name), &out, flags)).ok();
+        assert_same(&expected, &out, &format!("damage {round}"));
+    }
+}
+
+/// 120 tokens for 128 experts, data shorter than one sequence: most experts see nothing, some see one token.
+#[test]
+fn experts_that_saw_little_or_nothing_are_quantized_and_told_of() {
+    let scratch = Scratch::new();
+    let text = scratch.path("short.txt");
+    fs::write(&text, "It was a dark and stormy night; the rain fell in torrents.").unwrap();
+    for scheme in ["--int4 --group-size 32", "--int4 --group-size 32 --method search", "--scheme fp8-static"] {
+        let out = scratch.path("out");
+        let flags = format!("{scheme} --data {} --seq-len 500 --json", text.display());
+        let report = run(&mut quantize(&testdata("tiny-maverick"), &out, &flags)).ok().json();
+        let tokens: u64 = report["weights"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter(|weight| weight["layer"] == 0)
+            .map(|weight| weight["tokens"].as_u64().unwrap())
+            .max()
+            .unwrap();
+        let mut policies = BTreeMap::<String, usize>::new();
+        let manifest = read_json(&out.join("l4tool.manifest.json"));
+        let notes = notes(&out);
+        let mut routed = BTreeMap::<u64, u64>::new();
+        for (weight, record) in
+            report["weights"].as_array().unwrap().iter().zip(manifest["weights"].as_array().unwrap())
+        {
+            for field in ["name", "policy", "tokens"] {
+                assert_eq!(weight[field], record[field]);
+            }
+            let (name, policy) = (weight["name"].as_str().unwrap(), weight["policy"].as_str().unwrap());
+            assert_eq!(notes[name], format!("{policy}, {} tokens", weight["tokens"]), "{name}");
+            assert!(weight["rel_rms_error"].as_f64().unwrap().is_finite());
+            *policies.entry(policy.into()).or_default() += 1;
+            if weight["role"] == "expert_gate" {
+                *routed.entry(weight["layer"].as_u64().unwrap()).or_default() += weight["tokens"].as_u64().unwrap();
+            }
+            let unseen = policy.ends_with("-pooled");
+            assert_eq!(unseen, weight["tokens"] == 0, "{name}: {policy}");
+        }
+        assert!(routed.values().all(|&sum| sum == tokens), "{routed:?} of {tokens}");
+        assert_eq!(manifest["weights"].as_array().unwrap().len(), notes.len());
+        assert!(policies.keys().any(|policy| policy.ends_with("-pooled")), "{policies:?}");
+        assert!(policies.keys().any(|policy| policy.ends_with("-blended")), "{policies:?}");
+        // Nothing is left out, and no scale is NaN or zero: the command checks that, and so does this one.
+        run(l4tool("verify").arg(&out)).ok();
+        fs::remove_dir_all(&out).unwrap();
+    }
+}
+
+/// Layer 0 sees the embeddings whatever was quantized: its inputs are those of the plain model, which `verify` runs.
+#[test]
+fn static_scales_are_stored_once_for_each_matrix() {
+    let scratch = Scratch::new();
+    let out = scratch.path("out");
+    run(&mut quantize(&testdata("tiny-scout"), &out, "--scheme fp8-static --calibrate --samples 4 --seq-len 64")).ok();
+    let tensors = read_model(&out);
+    let codes: Vec<_> = tensors.values().filter(|tensor| tensor.dtype == "F8_E4M3").collect();
+    assert_eq!(codes.len(), 4 * (16 + 1) * 3);
+    for tensor in codes {
+        for part in ["weight_scale", "input_scale"] {
+            let scale = &tensors[&tensor.name.replace(".weight", &format!(".{part}"))];
+            assert_eq!((scale.dtype.as_str(), &scale.shape[..]), ("BF16", &[1][..]));
+            let value = f32::from_bits(u32::from(u16::from_le_bytes([scale.data[0], scale.data[1]])) << 16);
+            assert!(value > 0.0 && value < 1.0, "{}: {value}", scale.name);
+        }
+    }
+    let config = read_json(&out.join("config.json"));
+    let group = &config["quantization_config"]["config_groups"]["group_0"];
+    assert_eq!(group["input_activations"]["strategy"], "tensor");
+    assert_eq!(group["input_activations"]["dynamic"], false);
+}
+
+/// The order that data must make: by divergence from the source on text that it was not calibrated with.
+#[test]
+fn gptq_beats_search_and_search_beats_rounding() {
+    let scratch = Scratch::new();
+    let divergence = |name: &str, flags: &str| {
+        let out = scratch.path(name);
+        run(&mut quantize(&testdata("tiny-scout"), &out, flags)).ok();
+        let text = testdata("text/eval.txt");
+        let mut verify = l4tool("verify --tokens 2000 --json");
+        let report = run(verify.arg(&out).arg("--against").arg(testdata("tiny-scout")).arg("--text").arg(text)).ok();
+        report.json()["logits"]["kl_mean"].as_f64().unwrap()
+    };
+    let rtn = divergence("rtn", "--int4 --method rtn");
+    let search = divergence("search", "--int4 --method search --calibrate --samples 16 --seq-len 256");
+    let gptq = divergence("gptq", "--int4 --calibrate --samples 16 --seq-len 256");
+    assert!(gptq < 0.9 * search && search < rtn, "gptq {gptq}, search {search}, rtn {rtn}");
+}
+
+/// Statistics that were written before serve the search as the text itself would.
+#[test]
+fn statistics_stand_for_text() {
+    let scratch = Scratch::new();
+    let (stats, imatrix, out) = (scratch.path("a.stats"), scratch.path("a.gguf"), scratch.path("out"));
+    let mut calibrate = l4tool("calibrate --samples 4 --seq-len 64 -o");
+    run(calibrate.arg(&stats).arg("--imatrix").arg(&imatrix).arg(testdata("tiny-scout"))).ok();
+    let mut outputs = Vec::new();
+    for (file, flags) in [(&stats, "--int4"), (&imatrix, "--int4 --threads 1")] {
+        let report =
+            run(&mut quantize(&testdata("tiny-scout"), &out, &format!("{flags} --json --stats {}", file.display())))
+                .ok();
+        let weights = report.json()["weights"].as_array().unwrap().clone();
+        assert!(weights.iter().all(|weight| {
+            let policy = weight["policy"].as_str().unwrap();
+            policy == if weight["tokens"] == 0 { "search-unseen" } else { "search-weighted" }
+                || weight["expert"].is_null()
+        }));
+        outputs.push(read_model(&out));
+        fs::remove_dir_all(&out).unwrap();
+    }
+    // llama.cpp's file holds float32 where ours holds float64: nearly all codes are the same.
+    let (ours, theirs) = (&outputs[0], &outputs[1]);
+    let differing: usize = ours
+        .iter()
+        .map(|(name, tensor)| tensor.data.iter().zip(&theirs[name].data).filter(|(a, b)| a != b).count())
+        .sum();
+    let total: usize = ours.values().map(|tensor| tensor.data.len()).sum();
+    assert!(differing * 1000 < total, "{differing} of {total} bytes");
+    run(&mut quantize(
+        &testdata("tiny-maverick"),
+        &out,
+        &format!("--int4 --group-size 32 --stats {}", stats.display()),
+    ))
+    .refused(&["a.stats"]);
+}

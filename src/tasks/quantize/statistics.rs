@@ -1,0 +1,78 @@
+//! Quantizing with what an earlier calibration has written down, instead of text.
+
+use std::borrow::Cow;
+use std::path::Path;
+
+use anyhow::Result;
+
+use super::policy::{Basis, Policy, Seen};
+use crate::calibration::evidence;
+use crate::error::hint;
+use crate::llama4::Llama4;
+use crate::output::evidence::{Evidence, Inputs};
+use crate::output::modules::Target;
+use crate::output::origin;
+use crate::progress::Control;
+use crate::quant::Method;
+
+/// Statistics of a model's inputs, opened.
+#[derive(Debug)]
+pub(super) struct Statistics {
+    file: evidence::Evidence,
+    /// Tokens that each expert saw, by layer, as far as the file tells.
+    loads: Vec<(usize, Vec<u64>)>,
+    /// SHA-256 of the file.
+    pub(super) sha256: String,
+}
+
+impl Statistics {
+    /// Opens a statistics file or an importance matrix of `model`.
+    ///
+    /// # Errors
+    /// It is neither, or of another model.
+    pub(super) fn open(path: &Path, model: &Llama4, control: &Control<'_>) -> Result<Self> {
+        let file = evidence::Evidence::open(path)?;
+        file.check_model(model)?;
+        Ok(Self { loads: file.loads(model)?, file, sha256: origin::hash_file(path, control)? })
+    }
+
+    /// What the file knows of every weight that is to be quantized.
+    ///
+    /// # Errors
+    /// The file knows nothing of any of them, or holds values that squares cannot have.
+    pub(super) fn seen(&self, model: &Llama4, targets: &[Option<Target>]) -> Result<Vec<Option<Seen>>> {
+        let mut seen = vec![None; targets.len()];
+        let mut of_use = false;
+        for ((weight, target), seen) in model.weights.iter().zip(targets).zip(&mut seen) {
+            let Some(target) = target.filter(|target| target.method == Method::Search) else { continue };
+            let known = self.file.importance(weight)?.is_some();
+            of_use |= known;
+            let layer = self.loads.iter().find(|(layer, _)| weight.layer == Some(*layer));
+            let tokens = layer.zip(weight.expert).and_then(|((_, loads), expert)| loads.get(expert).copied());
+            let basis = if known { Basis::Own } else { Basis::Nothing };
+            *seen = Some(Seen { tokens: tokens.unwrap_or(0), policy: Policy { method: target.method, basis } });
+        }
+        if of_use {
+            return Ok(seen);
+        }
+        Err(hint(
+            "the statistics say nothing about the weights that are to be searched",
+            "they serve `--method search` of INT4; leave `--stats` out otherwise",
+        ))
+    }
+}
+
+/// Statistics, asked by the index of a weight.
+pub(super) struct Known<'a> {
+    pub(super) statistics: &'a Statistics,
+    pub(super) model: &'a Llama4,
+}
+
+impl Evidence for Known<'_> {
+    fn of(&self, weight: usize) -> Result<Inputs<'_>> {
+        let importance = self.statistics.file.importance(&self.model.weights[weight])?;
+        // All zeros would say that nothing matters.
+        let importance = importance.filter(|values| values.iter().any(|&value| value > 0.0));
+        Ok(Inputs { importance: importance.map(Cow::Owned), ..Inputs::default() })
+    }
+}
