@@ -1,7 +1,7 @@
 //! Work that is shared out among threads, item by item, until it is done, fails, or is asked to stop.
 
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Condvar, Mutex};
 
 use anyhow::Result;
 
@@ -52,6 +52,40 @@ pub fn for_each<S>(
     if done.into_inner() < count { Err(Interrupted.into()) } else { Ok(()) }
 }
 
+/// Limits how many threads compute at once, where there are more of them because some wait for a disk.
+#[derive(Debug)]
+pub struct Permits {
+    free: Mutex<usize>,
+    freed: Condvar,
+}
+
+impl Permits {
+    /// Lets `count` threads compute at once; at least one.
+    pub fn new(count: usize) -> Self {
+        Self { free: Mutex::new(count.max(1)), freed: Condvar::new() }
+    }
+
+    /// Runs `compute` as soon as a permit is free.
+    pub fn with<T>(&self, compute: impl FnOnce() -> T) -> T {
+        let held = "no thread panics while it holds the lock";
+        let mut free = self.freed.wait_while(self.free.lock().expect(held), |free| *free == 0).expect(held);
+        *free -= 1;
+        drop(free);
+        /// Gives the permit back, also when `compute` panics.
+        struct Held<'a>(&'a Permits);
+        impl Drop for Held<'_> {
+            fn drop(&mut self) {
+                if let Ok(mut free) = self.0.free.lock() {
+                    *free += 1;
+                }
+                self.0.freed.notify_one();
+            }
+        }
+        let _held = Held(self);
+        compute()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -71,6 +105,24 @@ mod tests {
         };
         for_each(100, 3, &control(&stop), || (), step).unwrap();
         assert!(runs.iter().all(|runs| runs.load(Ordering::Relaxed) == 1));
+    }
+
+    #[test]
+    fn permits_bound_how_many_compute() {
+        let (permits, busy) = (Permits::new(2), AtomicUsize::new(0));
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    for _ in 0..200 {
+                        permits.with(|| {
+                            assert!(busy.fetch_add(1, Ordering::SeqCst) < 2, "three compute at once");
+                            std::thread::yield_now();
+                            busy.fetch_sub(1, Ordering::SeqCst);
+                        });
+                    }
+                });
+            }
+        });
     }
 
     #[test]

@@ -28,7 +28,7 @@ pub enum Kind {
     Io { doing: &'static str, source: io::Error },
     /// A folder, a pipe or a device where a file should be.
     NotAFile,
-    /// A folder without any safetensors file.
+    /// A folder without any file of weights.
     NoWeights,
     /// A folder with several safetensors files and no index.
     NoIndex { files: usize },
@@ -82,6 +82,18 @@ pub enum Kind {
     NotInIndex,
     /// A tensor that the index expects in another file.
     WrongShard { listed: String },
+    /// An address of the hub where files of this machine are needed.
+    Elsewhere,
+    /// A torch file that is no zip archive, or not one that torch writes.
+    Archive { what: String },
+    /// A pickle that is damaged, or holds more than tensors and plain containers; `at` is a byte of it.
+    Pickle { what: String, at: u64 },
+    /// A name in a pickle that stands for no tensor and no plain container: code, possibly.
+    ForbiddenGlobal { name: String },
+    /// A view whose elements do not follow each other.
+    NotContiguous { shape: Vec<u64>, stride: Vec<u64> },
+    /// Files of ranks of which one is not there; `file` is the folder.
+    RankMissing { rank: usize, last: usize },
     /// The file is not what it was at opening.
     Changed { was_bytes: u64, bytes: u64 },
 }
@@ -117,12 +129,25 @@ impl FormatError {
                 "fetch `model.safetensors.index.json` from the same repository, or name one of the files"
             }
             Kind::NoWeights => {
-                "a checkpoint is a folder with `model.safetensors.index.json`, a folder with one `.safetensors` file, or such a file"
+                "a checkpoint is a folder with `model.safetensors.index.json`, a folder with one `.safetensors` file, such a file, or a folder with Meta's `consolidated.*.pth`"
             }
             Kind::NotInShard | Kind::NotInIndex | Kind::WrongShard { .. } | Kind::InTwoFiles { .. } => {
                 "the index and the files are not from the same checkpoint; fetch both from the same revision"
             }
+            Kind::Elsewhere => {
+                let address = self.file.to_string_lossy();
+                let name = address.trim_start_matches("hf:").trim_start_matches('/');
+                return Some(format!("fetch it first: `l4tool download {name} -o FOLDER`"));
+            }
             Kind::LeavesFolder { .. } => "copy the file into the folder in place of the link",
+            Kind::Archive { .. } => {
+                "the download did not finish, or the file is from before PyTorch 1.6: load it and save it again with torch"
+            }
+            Kind::ForbiddenGlobal { .. } => {
+                "a checkpoint needs no such thing, and loading it with Python could run code; get the weights from a source that you trust"
+            }
+            Kind::NotContiguous { .. } => "save the tensor again with `.contiguous()`",
+            Kind::RankMissing { .. } => "fetch the missing file from where the others came from",
             Kind::Changed { .. } => "something is writing to the source; wait until it is done and start again",
             Kind::Io { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
                 "make the file readable for this user"
@@ -204,6 +229,18 @@ impl fmt::Display for Kind {
             Self::NotInShard => write!(f, "the index promises it here, and the file does not have it"),
             Self::NotInIndex => write!(f, "the file has it, and the index does not name it"),
             Self::WrongShard { listed } => write!(f, "the index expects it in `{}`", shown(listed)),
+            Self::Elsewhere => write!(f, "this needs the weights, and they lie on the hub"),
+            Self::Archive { what } => write!(f, "{}", shown(what)),
+            Self::Pickle { what, at } => write!(f, "the pickle is damaged or unusual at byte {at}: {}", shown(what)),
+            Self::ForbiddenGlobal { name } => {
+                write!(f, "the pickle asks for `{}`, which is neither a tensor nor a plain container", shown(name))
+            }
+            Self::NotContiguous { shape, stride } => {
+                write!(f, "a view of shape {shape:?} with strides {stride:?}, whose elements do not follow each other")
+            }
+            Self::RankMissing { rank, last } => {
+                write!(f, "rank {rank} of ranks 0 to {last} has no file here")
+            }
             Self::Changed { was_bytes, bytes } if was_bytes != bytes => {
                 write!(f, "changed since it was opened: {was_bytes} bytes then, {bytes} now")
             }

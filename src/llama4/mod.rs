@@ -5,12 +5,24 @@
 pub mod config;
 mod decode;
 mod expected;
+mod find;
+mod joined;
+pub mod memory;
+mod meta;
 pub mod names;
+mod parts;
+mod pieces;
+mod ranks;
+pub mod shards;
 mod stored;
+pub mod tiktoken;
 pub mod tokenizer;
+mod values;
 mod view;
 
 pub use expected::{Expected, expected};
 pub use names::Role;
+pub use pieces::{Axis, Elements, Piece, Pieces, Scales};
 pub use stored::Expectation;
-pub use view::{Coding, Llama4, Plane, Problem, ProblemKind, TensorId, Weight};
+pub use values::{Values, block_rows};
+pub use view::{Coding, Dialect, Llama4, Plane, Problem, ProblemKind, TensorId, Weight};

@@ -168,7 +168,27 @@ pub enum Part {
     FusedGateUp,
     /// `experts.down_proj` of all experts, `[E, in, out]`.
     FusedDown,
+    /// `experts.gate_up_proj_weight_scale`, as ModelOpt stores it.
+    FusedGateUpScale,
+    /// `experts.down_proj_weight_scale`.
+    FusedDownScale,
+    /// `experts.gate_up_proj_input_scale`.
+    FusedGateUpInputScale,
+    /// `experts.down_proj_input_scale`.
+    FusedDownInputScale,
+    /// `k_scale` or `v_scale`: for a key-value cache in FP8, of no meaning for weights.
+    CacheScale,
 }
+
+/// Tensors of all experts of a layer together.
+const FUSED: [(&str, Part); 6] = [
+    (".gate_up_proj", Part::FusedGateUp),
+    (".down_proj", Part::FusedDown),
+    (".gate_up_proj_weight_scale", Part::FusedGateUpScale),
+    (".down_proj_weight_scale", Part::FusedDownScale),
+    (".gate_up_proj_input_scale", Part::FusedGateUpInputScale),
+    (".down_proj_input_scale", Part::FusedDownInputScale),
+];
 
 /// Suffixes of the tensors that make up one module (compressed-tensors 0.19, `compressors/*/base.py`).
 const SUFFIXES: [(&str, Part); 7] = [
@@ -186,6 +206,11 @@ impl Part {
     pub fn suffix(self) -> &'static str {
         SUFFIXES.iter().find(|(_, part)| *part == self).map_or("", |(suffix, _)| suffix)
     }
+}
+
+/// A tensor's own name, without the file of its rank that [`crate::checkpoint::Checkpoint::open`] puts before it.
+pub fn without_rank(name: &str) -> &str {
+    name.split_once(crate::checkpoint::RANK_MARK).map_or(name, |(_, own)| own)
 }
 
 /// Where the modules of a checkpoint hang: the prefixes of its architecture.
@@ -223,6 +248,12 @@ impl Prefixes {
         name
     }
 
+    /// The physical name of a layer's fused experts; `part` is one of the two that are fused.
+    pub fn fused(self, layer: usize, part: Part) -> String {
+        let name = if part == Part::FusedGateUp { "gate_up_proj" } else { "down_proj" };
+        self.physical(&format!("layers.{layer}.feed_forward.experts.{name}"))
+    }
+
     /// Splits a physical tensor name into the logical module and the part; `None` if it stands outside these prefixes.
     ///
     /// A fused expert tensor gives its own module name, `layers.N.feed_forward.experts`.
@@ -235,11 +266,15 @@ impl Prefixes {
             let rest = physical.strip_prefix(self.head)?;
             rest.starts_with("lm_head.").then_some(rest)?
         };
-        if let Some(module) = logical.strip_suffix(".experts.gate_up_proj") {
-            return Some((&logical[..module.len() + ".experts".len()], Part::FusedGateUp));
+        for (suffix, part) in FUSED {
+            if let Some(module) = logical.strip_suffix(suffix)
+                && module.ends_with(".experts")
+            {
+                return Some((module, part));
+            }
         }
-        if let Some(module) = logical.strip_suffix(".experts.down_proj") {
-            return Some((&logical[..module.len() + ".experts".len()], Part::FusedDown));
+        if logical.ends_with(".k_proj.k_scale") || logical.ends_with(".v_proj.v_scale") {
+            return Some((&logical[..logical.len() - ".k_scale".len()], Part::CacheScale));
         }
         for (suffix, part) in SUFFIXES {
             if let Some(module) = logical.strip_suffix(suffix) {

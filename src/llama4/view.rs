@@ -11,9 +11,12 @@ use serde::Serialize;
 
 use super::config::Config;
 use super::expected::{Expected, expected};
+use super::find::{Finder, Parts};
 use super::names::{Part, Prefixes, Role, logical_name};
-use crate::checkpoint::{Checkpoint, TensorInfo};
-use crate::dtype::Dtype;
+use super::pieces::Pieces;
+use super::ranks;
+use super::shards::Cut;
+use crate::checkpoint::{Checkpoint, Remote, TensorInfo};
 use crate::kernels::Float;
 use crate::quant::Layout;
 use crate::quant::scheme::Scheme;
@@ -65,17 +68,33 @@ pub enum Coding {
         /// Channel, block or tensor.
         scheme: Scheme,
     },
+    /// In pieces that no engine reads as they are: an index into [`Llama4::pieces`].
+    Pieces(usize),
+    /// In equal parts, one for each rank of tensor parallelism, each coded as a matrix of its own.
+    Split {
+        /// How they lie; never [`Cut::Whole`].
+        cut: Cut,
+        /// The first part, an index into [`Llama4::shards`].
+        first: usize,
+        /// Number of parts.
+        count: usize,
+        /// The scheme of the parts; `None` if they are plain.
+        scheme: Option<Scheme>,
+        /// The format of plain parts.
+        float: Option<Float>,
+    },
 }
 
 impl Coding {
-    /// The scheme of a quantized weight; `None` for a plain one.
+    /// The scheme of a quantized weight; `None` for a plain one, and for one in pieces.
     pub fn scheme(&self) -> Option<Scheme> {
         match *self {
-            Self::Plain(_) => None,
+            Self::Plain(_) | Self::Pieces(_) => None,
             Self::Int4 { group_size, zero_point, .. } => {
                 Some(Scheme::W4A16 { group_size, symmetric: zero_point.is_none() })
             }
             Self::Fp8 { scheme, .. } => Some(scheme),
+            Self::Split { scheme, .. } => scheme,
         }
     }
 }
@@ -135,6 +154,15 @@ pub enum ProblemKind {
     Mismatch,
 }
 
+/// Whose names and layouts a checkpoint has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dialect {
+    /// Hugging Face's, which engines read.
+    HuggingFace,
+    /// Meta's own, in files of ranks.
+    Meta,
+}
+
 /// A checkpoint and what its tensors mean.
 #[derive(Debug)]
 pub struct Llama4 {
@@ -148,11 +176,14 @@ pub struct Llama4 {
     pub problems: Vec<Problem>,
     /// What each tensor was found to be: an index into `weights` (the first, for a fused tensor), or `None`.
     pub owner: Vec<Option<usize>>,
+    /// Whose names and layouts it has.
+    pub dialect: Dialect,
+    /// The weights that lie in pieces.
+    pub pieces: Vec<Pieces>,
+    /// The parts of weights that lie in rank shards, rank by rank.
+    pub shards: Vec<Coding>,
     by_name: HashMap<String, usize>,
 }
-
-/// The tensors of one module, by part.
-type Parts = BTreeMap<Part, TensorId>;
 
 impl Llama4 {
     /// Opens the checkpoint at `path` and reads its config and headers.
@@ -162,6 +193,35 @@ impl Llama4 {
     /// [`Llama4::problems`] instead.
     pub fn open(path: &Path) -> Result<Self> {
         let checkpoint = Checkpoint::open(path)?;
+        let config = Config::of(&checkpoint).with_context(|| format!("opening `{}`", path.display()))?;
+        Ok(match checkpoint.config() {
+            Some(("params.json", _)) => super::meta::assign(checkpoint, config),
+            _ if ranks::is_sharded(&checkpoint) => ranks::assign(checkpoint, config)?,
+            _ => Self::assign(checkpoint, config),
+        })
+    }
+
+    /// Puts the view together from what a dialect found.
+    pub(super) fn assemble(
+        checkpoint: Checkpoint,
+        config: Config,
+        dialect: Dialect,
+        weights: Vec<Weight>,
+        pieces: Vec<Pieces>,
+        mut problems: Vec<Problem>,
+        owner: Vec<Option<usize>>,
+    ) -> Self {
+        problems.sort_by(|a, b| (a.kind, &a.name).cmp(&(b.kind, &b.name)));
+        let by_name = weights.iter().enumerate().map(|(index, weight)| (weight.name.clone(), index)).collect();
+        Self { checkpoint, config, weights, problems, owner, dialect, pieces, shards: Vec::new(), by_name }
+    }
+
+    /// As [`Llama4::open`], for a checkpoint that lies elsewhere and that messages call `path`; its weights cannot be read.
+    ///
+    /// # Errors
+    /// As [`Llama4::open`], or the headers cannot be fetched.
+    pub fn open_remote(path: &Path, remote: &dyn Remote) -> Result<Self> {
+        let checkpoint = Checkpoint::open_remote(path, remote)?;
         let config = Config::of(&checkpoint).with_context(|| format!("opening `{}`", path.display()))?;
         Ok(Self::assign(checkpoint, config))
     }
@@ -173,14 +233,66 @@ impl Llama4 {
 
     /// The weight with that logical name.
     pub fn named(&self, name: &str) -> Option<&Weight> {
-        self.by_name.get(name).map(|&index| &self.weights[index])
+        self.position(name).map(|index| &self.weights[index])
+    }
+
+    /// The index of the weight with that logical name.
+    pub fn position(&self, name: &str) -> Option<usize> {
+        self.by_name.get(name).copied()
+    }
+
+    /// Refuses a checkpoint whose weights are not all there as promised, or lie in pieces.
+    ///
+    /// # Errors
+    /// Names the first problems and says how many there are. Unexpected tensors are no reason to refuse.
+    pub fn require_complete(&self) -> Result<()> {
+        self.require_converted()?;
+        self.require_weights()
+    }
+
+    /// Refuses a checkpoint that has to be converted before anything else can be done with it.
+    ///
+    /// # Errors
+    /// Says what it is and how to convert it.
+    pub fn require_converted(&self) -> Result<()> {
+        let what = match (self.dialect, self.pieces.is_empty()) {
+            (Dialect::Meta, _) => "holds weights in Meta's own layout",
+            (_, false) => "holds fused experts in FP8",
+            (_, true) => return Ok(()),
+        };
+        Err(crate::error::hint(
+            format!("`{}` {what}, which only `convert` and `inspect` read", self.checkpoint.folder().display()),
+            "make an ordinary checkpoint of it first: `l4tool convert CHECKPOINT -o OUT --to hf`",
+        ))
+    }
+
+    /// Refuses a checkpoint in rank shards, for commands that read whole tensors.
+    ///
+    /// # Errors
+    /// Says how to join it.
+    pub fn require_joined(&self) -> Result<()> {
+        if self.shards.is_empty() {
+            return Ok(());
+        }
+        Err(crate::error::hint(
+            format!("`{}` holds rank shards", self.checkpoint.folder().display()),
+            "join them first: `l4tool repack CHECKPOINT -o OUT --layout hf`",
+        ))
+    }
+
+    /// The parts of a weight in rank shards, rank by rank; nothing for any other weight.
+    pub fn shards_of(&self, weight: &Weight) -> &[Coding] {
+        match weight.coding {
+            Coding::Split { first, count, .. } => &self.shards[first..first + count],
+            _ => &[],
+        }
     }
 
     /// Refuses a checkpoint whose weights are not all there as promised.
     ///
     /// # Errors
-    /// Names the first problems and says how many there are. Unexpected tensors are no reason to refuse.
-    pub fn require_complete(&self) -> Result<()> {
+    /// As [`Llama4::require_complete`].
+    pub fn require_weights(&self) -> Result<()> {
         let bad: Vec<_> = self.problems.iter().filter(|problem| problem.kind != ProblemKind::Unexpected).collect();
         let Some(first) = bad.first() else { return Ok(()) };
         let more = if bad.len() > 1 { format!(" (and {} more)", bad.len() - 1) } else { String::new() };
@@ -196,6 +308,7 @@ impl Llama4 {
         let mut problems = Vec::new();
         for (id, tensor) in checkpoint.tensors().iter().enumerate() {
             match prefixes.split(&tensor.name) {
+                Some((_, Part::CacheScale)) => {}
                 Some((module, part)) => {
                     if let Some(first) = modules.entry(module).or_default().insert(part, id) {
                         let message = format!("is there twice: also as `{}`", checkpoint.tensors()[first].name);
@@ -206,10 +319,10 @@ impl Llama4 {
             }
         }
         let mut owner = vec![None; checkpoint.tensors().len()];
-        let mut weights = Vec::new();
+        let (mut weights, mut pieces) = (Vec::new(), Vec::new());
         for wanted in expected(&config) {
-            let found = Finder { tensors: checkpoint.tensors(), modules: &modules, config: &config }.find(&wanted);
-            match found {
+            let finder = Finder { tensors: checkpoint.tensors(), modules: &modules, config: &config };
+            match finder.find(&wanted, &mut pieces) {
                 Ok((coding, parts)) => {
                     for id in parts {
                         owner[id] = owner[id].or(Some(weights.len()));
@@ -227,23 +340,26 @@ impl Llama4 {
             }
         }
         for (id, tensor) in checkpoint.tensors().iter().enumerate() {
-            if owner[id].is_none() && prefixes.split(&tensor.name).is_some() {
+            let known = prefixes.split(&tensor.name).is_some_and(|(_, part)| part != Part::CacheScale);
+            if owner[id].is_none() && known {
                 problems.push(unexpected(tensor));
             }
         }
         for slot in &mut owner {
             *slot = slot.filter(|&index| index != usize::MAX);
         }
-        problems.extend(config_disagrees(&config, &weights));
-        problems.sort_by(|a, b| (a.kind, &a.name).cmp(&(b.kind, &b.name)));
-        let by_name = weights.iter().enumerate().map(|(index, weight)| (weight.name.clone(), index)).collect();
-        Self { checkpoint, config, weights, problems, owner, by_name }
+        problems.extend(config_disagrees(&config, &weights, &pieces));
+        Self::assemble(checkpoint, config, Dialect::HuggingFace, weights, pieces, problems, owner)
     }
 }
 
 /// Whether config and weights agree on being quantized: an engine goes by the config alone.
-fn config_disagrees(config: &Config, weights: &[Weight]) -> Option<Problem> {
-    let quantized = weights.iter().filter(|weight| weight.coding.scheme().is_some()).count();
+pub(super) fn config_disagrees(config: &Config, weights: &[Weight], pieces: &[Pieces]) -> Option<Problem> {
+    // What ModelOpt quantized may have its description in a file of its own; only `convert` reads it anyway.
+    let quantized = match pieces.iter().any(Pieces::is_quantized) {
+        true => return None,
+        false => weights.iter().filter(|weight| weight.coding.scheme().is_some()).count(),
+    };
     let message = match (&config.quantization, quantized) {
         (None, 1..) => format!("is missing in `config.json`, and {quantized} weights are quantized"),
         (Some(_), 0) => "is in `config.json`, and no weight is quantized".to_owned(),
@@ -252,205 +368,7 @@ fn config_disagrees(config: &Config, weights: &[Weight]) -> Option<Problem> {
     Some(Problem { kind: ProblemKind::Mismatch, name: "quantization_config".to_owned(), message })
 }
 
-fn unexpected(tensor: &TensorInfo) -> Problem {
+pub(super) fn unexpected(tensor: &TensorInfo) -> Problem {
     let message = format!("is not part of this model ({} {:?})", tensor.dtype, tensor.shape);
     Problem { kind: ProblemKind::Unexpected, name: tensor.name.clone(), message }
-}
-
-/// Finds the tensors of one expected weight and says how they code it.
-struct Finder<'a> {
-    tensors: &'a [TensorInfo],
-    modules: &'a HashMap<&'a str, Parts>,
-    config: &'a Config,
-}
-
-impl Finder<'_> {
-    fn find(&self, wanted: &Expected) -> Result<(Coding, Vec<TensorId>), Problem> {
-        let own = self.modules.get(wanted.name.as_str());
-        let fused = wanted.expert.and_then(|_| self.fused(wanted));
-        match (own, fused) {
-            (Some(_), Some((tensor, _))) => Err(mismatch(
-                wanted,
-                format!("is there twice: as a module of its own and inside `{}`", self.tensors[tensor].name),
-            )),
-            (None, Some((tensor, columns))) => self.slice(wanted, tensor, columns),
-            (Some(parts), None) => self.module(wanted, parts),
-            (None, None) => {
-                let message = format!("is missing (shape {:?})", wanted.shape);
-                Err(Problem { kind: ProblemKind::Missing, name: wanted.name.clone(), message })
-            }
-        }
-    }
-
-    /// The fused tensor that holds an expert's matrix, and how many of its column halves come before it.
-    fn fused(&self, wanted: &Expected) -> Option<(TensorId, Columns)> {
-        let (part, columns) = match wanted.role {
-            Role::ExpertGate => (Part::FusedGateUp, Columns::FirstHalf),
-            Role::ExpertUp => (Part::FusedGateUp, Columns::SecondHalf),
-            _ => (Part::FusedDown, Columns::All),
-        };
-        let module = format!("layers.{}.feed_forward.experts", wanted.layer?);
-        Some((*self.modules.get(module.as_str())?.get(&part)?, columns))
-    }
-
-    /// One expert's matrix as a slice of a fused `[E, in, out]` tensor.
-    fn slice(&self, wanted: &Expected, id: TensorId, columns: Columns) -> Result<(Coding, Vec<TensorId>), Problem> {
-        let tensor = &self.tensors[id];
-        let (out, input) = (wanted.shape[0], wanted.shape[1]);
-        let stride = if columns == Columns::All { out } else { 2 * out };
-        let experts = self.config.text.num_local_experts;
-        let shape = [experts as u64, input as u64, stride as u64];
-        if tensor.shape != shape {
-            return Err(wrong_shape(wanted, tensor, &shape));
-        }
-        let float = plain_float(wanted, tensor)?;
-        let first = if columns == Columns::SecondHalf { out } else { 0 };
-        let expert = wanted.expert.expect("only experts are fused");
-        // The tensor's byte count was checked to fit u64 when the container was opened; this is inside it.
-        let offset = (expert as u64 * input as u64 * stride as u64 + first as u64) * float.bytes() as u64;
-        Ok((Coding::Plain(Plane { tensor: id, float, layout: Layout::InOut, offset, stride }), vec![id]))
-    }
-
-    fn module(&self, wanted: &Expected, parts: &Parts) -> Result<(Coding, Vec<TensorId>), Problem> {
-        let ids = parts.values().copied().collect();
-        if parts.contains_key(&Part::GroupIndex) {
-            return Err(mismatch(
-                wanted,
-                "has its groups in activation order (`weight_g_idx`), which is not supported".into(),
-            ));
-        }
-        if let Some(&packed) = parts.get(&Part::Packed) {
-            return Ok((self.int4(wanted, parts, packed)?, ids));
-        }
-        let Some(&weight) = parts.get(&Part::Weight) else {
-            return Err(mismatch(wanted, "has scales but no weight".into()));
-        };
-        let tensor = &self.tensors[weight];
-        let shape: Vec<u64> = wanted.shape.iter().map(|&n| n as u64).collect();
-        if tensor.shape != shape {
-            return Err(wrong_shape(wanted, tensor, &shape));
-        }
-        if tensor.dtype == Dtype::F8_E4M3 {
-            return Ok((self.fp8(wanted, parts, weight)?, ids));
-        }
-        let float = plain_float(wanted, tensor)?;
-        if parts.len() > 1 {
-            return Err(mismatch(wanted, format!("is {} but comes with scales", tensor.dtype)));
-        }
-        let stride = *wanted.shape.last().expect("every weight has a dimension");
-        Ok((Coding::Plain(Plane { tensor: weight, float, layout: Layout::OutIn, offset: 0, stride }), ids))
-    }
-
-    fn int4(&self, wanted: &Expected, parts: &Parts, packed: TensorId) -> Result<Coding, Problem> {
-        let (out, input) = matrix_shape(wanted)?;
-        let part = |part: Part| parts.get(&part).copied();
-        let Some(scale) = part(Part::Scale) else {
-            return Err(mismatch(wanted, "has packed codes but no `weight_scale`".into()));
-        };
-        let Some(shape) = part(Part::Shape) else {
-            return Err(mismatch(wanted, "has packed codes but no `weight_shape`".into()));
-        };
-        self.expect(wanted, packed, &[Dtype::I32], &[out as u64, input.div_ceil(8) as u64])?;
-        self.expect(wanted, shape, &[Dtype::I64, Dtype::I32], &[2])?;
-        let groups = match *self.tensors[scale].shape {
-            [rows, groups] if rows == out as u64 && groups > 0 && (input as u64).is_multiple_of(groups) => groups,
-            _ => {
-                let shape = &self.tensors[scale].shape;
-                return Err(mismatch(
-                    wanted,
-                    format!("has scales of shape {shape:?}, which do not divide [{out}, {input}]"),
-                ));
-            }
-        };
-        self.expect(wanted, scale, &FLOATS, &[out as u64, groups])?;
-        let zero_point = part(Part::ZeroPoint);
-        if let Some(zero_point) = zero_point {
-            self.expect(wanted, zero_point, &[Dtype::I32], &[out.div_ceil(8) as u64, groups])?;
-        }
-        let group_size = input / usize::try_from(groups).expect("at most as many groups as inputs");
-        Ok(Coding::Int4 { packed, scale, zero_point, shape, group_size })
-    }
-
-    fn fp8(&self, wanted: &Expected, parts: &Parts, weight: TensorId) -> Result<Coding, Problem> {
-        let (out, input) = matrix_shape(wanted)?;
-        let Some(&scale) = parts.get(&Part::Scale) else {
-            return Err(mismatch(wanted, "has FP8 codes but no `weight_scale`".into()));
-        };
-        let input_scale = parts.get(&Part::InputScale).copied();
-        let shape = &self.tensors[scale].shape;
-        let blocks = self.fp8_block();
-        let scheme = match **shape {
-            [] | [1] => Scheme::Fp8Tensor { static_input: input_scale.is_some() },
-            [rows, 1] if rows == out as u64 => Scheme::Fp8Dynamic,
-            [rows, cols] => {
-                let (high, wide) = blocks.unwrap_or((128, 128));
-                if (rows, cols) != (out.div_ceil(high) as u64, input.div_ceil(wide) as u64) {
-                    let what = format!(
-                        "has FP8 scales of shape {shape:?}, which fit neither channels nor blocks of {high}x{wide}"
-                    );
-                    return Err(mismatch(wanted, what));
-                }
-                Scheme::Fp8Block { rows: high, cols: wide }
-            }
-            _ => return Err(mismatch(wanted, format!("has FP8 scales of shape {shape:?}"))),
-        };
-        self.expect(wanted, scale, &FLOATS, &shape.clone())?;
-        Ok(Coding::Fp8 { weight, scale, input_scale, scheme })
-    }
-
-    /// The block size that the config's first scheme with blocks names.
-    fn fp8_block(&self) -> Option<(usize, usize)> {
-        let groups = self.config.quantization.as_ref()?.get("config_groups")?.as_object()?;
-        groups.values().find_map(|group| {
-            let block = group.get("weights")?.get("block_structure")?.as_array()?;
-            let side = |index: usize| usize::try_from(block.get(index)?.as_u64()?).ok().filter(|&side| side > 0);
-            Some((side(0)?, side(1)?))
-        })
-    }
-
-    fn expect(&self, wanted: &Expected, id: TensorId, dtypes: &[Dtype], shape: &[u64]) -> Result<(), Problem> {
-        let tensor = &self.tensors[id];
-        if !dtypes.contains(&tensor.dtype) {
-            let what = format!("is stored with `{}` as {}, not {}", tensor.name, tensor.dtype, dtypes[0]);
-            return Err(mismatch(wanted, what));
-        }
-        if *tensor.shape != *shape {
-            return Err(wrong_shape(wanted, tensor, shape));
-        }
-        Ok(())
-    }
-}
-
-/// Dtypes that scales come in.
-const FLOATS: [Dtype; 3] = [Dtype::BF16, Dtype::F32, Dtype::F16];
-
-/// Which columns of a fused tensor a matrix takes.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Columns {
-    All,
-    FirstHalf,
-    SecondHalf,
-}
-
-fn matrix_shape(wanted: &Expected) -> Result<(usize, usize), Problem> {
-    match *wanted.shape.as_slice() {
-        [out, input] => Ok((out, input)),
-        _ => Err(mismatch(wanted, "is quantized, but is not a matrix".into())),
-    }
-}
-
-fn plain_float(wanted: &Expected, tensor: &TensorInfo) -> Result<Float, Problem> {
-    let what = || format!("is {}, which is neither a float nor a known quantized format", tensor.dtype);
-    Float::of(tensor.dtype).ok_or_else(|| mismatch(wanted, what()))
-}
-
-fn mismatch(wanted: &Expected, message: String) -> Problem {
-    Problem { kind: ProblemKind::Mismatch, name: wanted.name.clone(), message }
-}
-
-fn wrong_shape(wanted: &Expected, tensor: &TensorInfo, shape: &[u64]) -> Problem {
-    mismatch(
-        wanted,
-        format!("has the wrong shape: `{}` is {:?}, the config asks for {shape:?}", tensor.name, tensor.shape),
-    )
 }

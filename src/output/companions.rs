@@ -3,7 +3,7 @@
 use anyhow::Result;
 use serde_json::{Map, Value, json};
 
-use super::manifest::Origin;
+use super::manifest::{Origin, VERSION};
 use super::plan::Plan;
 use crate::checkpoint::{Checkpoint, INDEX_NAME};
 
@@ -82,32 +82,33 @@ const NOTICE: &str = "Llama 4 is licensed under the Llama 4 Community License, \
 pub struct Card<'a> {
     /// Where the weights came from.
     pub origin: &'a Origin,
-    /// Schemes with the number of matrices in each, such as `w4a16: 2,352 matrices`.
-    pub schemes: &'a [String],
-    /// Bits per quantized weight, scales included.
-    pub bits_per_weight: f64,
-    /// Size of all weight files.
-    pub bytes: u64,
-    /// Version of l4tool.
-    pub tool_version: &'a str,
+    /// The heading, such as `Quantized Llama 4`.
+    pub title: &'a str,
+    /// What the hub calls the relation to the origin, such as `quantized`; `None` if it is the same model.
+    pub relation: Option<&'a str>,
+    /// Tags besides those that every card has.
+    pub tags: &'a [&'a str],
+    /// What is in it, as list entries.
+    pub entries: &'a [String],
+    /// What is to be known about the weights, in sentences, with line breaks.
+    pub about: &'a str,
     /// Whether the model takes images.
     pub images: bool,
 }
 
 /// The model card, `README.md`.
 pub fn card(card: &Card<'_>) -> Companion {
-    let Card { origin, schemes, bits_per_weight, bytes, tool_version, images } = card;
+    let Card { origin, title, relation, tags, entries, about, images } = card;
     let class = if *images { "AutoModelForImageTextToText" } else { "AutoModelForCausalLM" };
-    let base_model = origin
-        .repo
-        .as_ref()
-        .map_or_else(String::new, |repo| format!("base_model: {repo}\nbase_model_relation: quantized\n"));
+    let relation = relation.map_or_else(String::new, |relation| format!("base_model_relation: {relation}\n"));
+    let base_model = origin.repo.as_ref().map_or_else(String::new, |repo| format!("base_model: {repo}\n{relation}"));
     let made_from = match (&origin.repo, &origin.revision) {
         (Some(repo), Some(revision)) => format!("`{repo}` at revision `{revision}`"),
         (Some(repo), None) => format!("`{repo}`"),
         _ => "a local Llama 4 checkpoint".into(),
     };
-    let schemes: String = schemes.iter().map(|line| format!("- {line}\n")).collect();
+    let tags: String = tags.iter().map(|tag| format!("- {tag}\n")).collect();
+    let entries: String = entries.iter().map(|line| format!("- {line}\n")).collect();
     let text = format!(
         "---
 license: other
@@ -115,18 +116,15 @@ license_name: llama4
 library_name: transformers
 {base_model}tags:
 - llama4
-- compressed-tensors
-- l4tool
+{tags}- l4tool
 ---
 
-# Quantized Llama 4
+# {title}
 
-**Built with Llama.** Made by [l4tool](https://github.com/l4tool/l4tool) {tool_version} from {made_from}.
+**Built with Llama.** Made by [l4tool](https://github.com/l4tool/l4tool) {VERSION} from {made_from}.
 
-{schemes}
-{bits_per_weight:.2} bits per quantized weight, scales included; {gigabytes:.1} GB of weights. What no scheme names is
-stored as it was. `l4tool.manifest.json` says for every weight how it is stored and how large its error is, and for
-every file what its SHA-256 is; `l4tool verify` checks both.
+{entries}
+{about}
 
 ## Use
 
@@ -147,7 +145,6 @@ model = {class}.from_pretrained(PATH, device_map=\"auto\")
 Whoever passes this model on must pass the licence on with it, show \"Built with Llama\", and begin the model's name with
 \"Llama\"; the licence says the rest.
 ",
-        gigabytes = *bytes as f64 / 1e9,
     );
     Companion { name: "README.md".into(), contents: text.into_bytes() }
 }

@@ -2,21 +2,20 @@
 //!
 //! Workers take tasks in order, compute into their own buffers, write at known offsets, record the task in the journal
 //! and hash on. A worker holds one task at a time, so resident memory is bounded by the number of workers times the largest
-//! task; how many there are is all that the memory bound decides. A stop is obeyed between tasks.
+//! task; how many there are is all that the memory bound decides. There is one worker more than threads, so that the
+//! processor has work while one waits for the disk; permits keep them from computing all at once. A stop is obeyed
+//! between tasks.
 
 use std::collections::HashSet;
-use std::fs::{self, File, OpenOptions};
-use std::io;
-use std::os::unix::fs::FileExt;
+use std::fs::{self, File};
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{OnceLock, mpsc};
+use std::sync::OnceLock;
 
 use anyhow::{Context, Result, bail};
-use rustix::io::Errno;
 use xxhash_rust::xxh3::Xxh3;
 
 use super::companions::Companion;
+use super::file::{Bounce, OutputFile};
 use super::hash::FileHash;
 use super::journal::Finished;
 use super::partial::Partial;
@@ -25,15 +24,9 @@ use super::preflight;
 use super::work::{BadWeight, Buffers};
 use crate::error::Hint;
 use crate::llama4::Llama4;
-use crate::parallel;
+use crate::parallel::{self, Permits};
 use crate::progress::{Control, Unit};
 use crate::quant::Errors;
-
-/// Bytes that are read at a time to see whether finished work is still there.
-const RECHECK_BYTES: usize = 1 << 20;
-
-/// Bytes of a file that are written before they are sent to the disk.
-const FLUSH_BYTES: u64 = 128 << 20;
 
 /// What a finished run of a plan leaves to report.
 #[derive(Debug)]
@@ -49,10 +42,8 @@ pub struct Filled {
 /// A file being filled.
 struct Target<'a> {
     plan: &'a OutFile,
-    file: File,
+    file: OutputFile,
     hash: FileHash,
-    /// Bytes written since the file was last handed to the flusher.
-    unsynced: AtomicU64,
 }
 
 /// Fills every file of `plan` inside `partial`, going on from `finished`.
@@ -118,46 +109,46 @@ struct Run<'a> {
 }
 
 impl<'a> Target<'a> {
-    /// Opens the file at its full size, so that a full disk shows before the work and not in its last minute.
     fn create(folder: &Path, plan: &'a OutFile) -> Result<Self> {
         let path = folder.join(&plan.name);
-        let context = || format!("creating `{}` of {} bytes", path.display(), plan.bytes);
-        let file =
-            OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).with_context(context)?;
-        file.set_len(plan.bytes).with_context(context)?;
-        match rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, plan.bytes) {
-            // A file system that cannot reserve, or was interrupted, shows a full disk while it is written.
-            Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INTR) => {}
-            Err(error) => return Err(io::Error::from(error)).with_context(context),
-        }
-        Ok(Self { plan, file, hash: FileHash::default(), unsynced: AtomicU64::new(0) })
+        let file = OutputFile::create(&path, plan.bytes)
+            .with_context(|| format!("creating `{}` of {} bytes", path.display(), plan.bytes))?;
+        Ok(Self { plan, file, hash: FileHash::default() })
     }
 
-    fn write(&self, bytes: &[u8], offset: u64) -> Result<()> {
-        self.file.write_all_at(bytes, offset).with_context(|| format!("writing `{}` at {offset}", self.plan.name))
-    }
-
-    fn sync(&self) -> Result<()> {
-        self.file.sync_all().with_context(|| format!("syncing `{}`", self.plan.name))
+    fn write(&self, bytes: &[u8], offset: u64, bounce: &mut Bounce) -> Result<()> {
+        self.file
+            .write_all_at(bytes, offset, bounce)
+            .with_context(|| format!("writing `{}` at {offset}", self.plan.name))
     }
 
     /// Hashes what was written, as far as the file is complete up to there.
-    fn hash(&self, offset: u64, bytes: &[u8]) -> Result<()> {
-        self.hash.written(&self.file, offset, bytes).with_context(|| format!("reading back `{}`", self.plan.name))
+    fn hash(&self, offset: u64, bytes: &[u8], bounce: &mut Bounce) -> Result<()> {
+        self.hash
+            .written(&self.file, offset, bytes, bounce)
+            .with_context(|| format!("reading back `{}`", self.plan.name))
     }
+}
+
+/// What a worker keeps from task to task.
+#[derive(Default)]
+struct Worker {
+    buffers: Buffers,
+    bounce: Bounce,
 }
 
 impl Run<'_> {
     /// Writes headers and the tensors whose contents the plan holds.
     fn write_literals(&self) -> Result<()> {
+        let bounce = &mut Bounce::default();
         for target in &self.targets {
-            target.write(&target.plan.header, 0)?;
-            target.hash(0, &target.plan.header)?;
+            target.write(&target.plan.header, 0, bounce)?;
+            target.hash(0, &target.plan.header, bounce)?;
             for &id in &target.plan.tensors {
                 let tensor = &self.plan.tensors[id];
                 if let Some(contents) = &tensor.literal {
-                    target.write(contents, tensor.offset)?;
-                    target.hash(tensor.offset, contents)?;
+                    target.write(contents, tensor.offset, bounce)?;
+                    target.hash(tensor.offset, contents, bounce)?;
                 }
             }
         }
@@ -176,11 +167,10 @@ impl Run<'_> {
         let bytes = |task: usize| self.plan.tasks[task].writes.iter().map(|region| region.bytes).sum::<u64>();
         let total = known.iter().map(|done| bytes(done.task)).sum();
         self.control.progress.start("checking finished work", total, 0, Unit::Bytes);
-        let chunk = || vec![0; RECHECK_BYTES];
-        parallel::for_each(known.len(), self.control.threads, self.control, chunk, |chunk, index| {
+        parallel::for_each(known.len(), self.control.threads, self.control, Bounce::default, |bounce, index| {
             let Finished { task, digest, totals } = &known[index];
-            if self.digest_on_disk(*task, chunk)? == *digest && self.totals[*task].set(totals.clone()).is_ok() {
-                self.hash_found(*task)?;
+            if self.digest_on_disk(*task, bounce)? == *digest && self.totals[*task].set(totals.clone()).is_ok() {
+                self.hash_found(*task, bounce)?;
             }
             self.control.progress.advance(bytes(*task));
             Ok(())
@@ -189,66 +179,51 @@ impl Run<'_> {
         Ok(self.totals.iter().filter(|totals| totals.get().is_some()).count())
     }
 
-    fn digest_on_disk(&self, task: usize, chunk: &mut [u8]) -> Result<u64> {
+    fn digest_on_disk(&self, task: usize, bounce: &mut Bounce) -> Result<u64> {
         let mut digest = Xxh3::new();
         for region in &self.plan.tasks[task].writes {
-            let (file, mut at) = self.plan.place(region);
-            let end = at + region.bytes;
-            while at < end {
-                let length = (end - at).min(chunk.len() as u64) as usize;
-                let target = &self.targets[file];
-                target
-                    .file
-                    .read_exact_at(&mut chunk[..length], at)
-                    .with_context(|| format!("reading back `{}`", target.plan.name))?;
-                digest.update(&chunk[..length]);
-                at += length as u64;
-            }
+            let (file, start) = self.plan.place(region);
+            let target = &self.targets[file];
+            target
+                .file
+                .read(start, start + region.bytes, bounce, |piece| digest.update(piece))
+                .with_context(|| format!("reading back `{}`", target.plan.name))?;
         }
         Ok(digest.digest())
     }
 
-    /// Performs the pending tasks while a thread of its own sends what was written to the disk, so that little is left for
-    /// the last sync.
     fn perform_all(&self, pending: &[usize]) -> Result<()> {
         let workers = preflight::workers(self.plan, self.control)?;
-        let (full, requests) = mpsc::channel();
-        std::thread::scope(|scope| {
-            let flusher = scope.spawn(|| requests.into_iter().try_for_each(|file: usize| self.targets[file].sync()));
-            let result =
-                parallel::for_each(pending.len(), workers, self.control, Buffers::default, |buffers, index| {
-                    self.perform(pending[index], buffers, &full)
-                });
-            drop(full);
-            // An error of the disk is told once: what the flusher was told, the last sync is not.
-            result.and(flusher.join().expect("the flusher does not panic"))
+        let permits = Permits::new(self.control.threads);
+        parallel::for_each(pending.len(), workers, self.control, Worker::default, |worker, index| {
+            self.perform(pending[index], worker, &permits)
         })
     }
 
-    /// Computes one task, writes it and records it. Tells `full` of a file that has much to be sent to the disk.
-    fn perform(&self, index: usize, buffers: &mut Buffers, full: &mpsc::Sender<usize>) -> Result<()> {
+    /// Computes one task, writes it and records it.
+    fn perform(&self, index: usize, worker: &mut Worker, permits: &Permits) -> Result<()> {
         let task: &Task = &self.plan.tasks[index];
-        let totals = task.work.run(self.model, &task.writes, buffers).map_err(|error| self.locate(task, error))?;
+        let Worker { buffers, bounce } = worker;
+        let totals = permits
+            .with(|| task.work.run(self.model, &task.writes, buffers))
+            .map_err(|error| self.locate(task, error))?;
         let results = task.work.results(self.model, buffers, &task.writes);
-        let mut digest = Xxh3::new();
         for (region, bytes) in task.writes.iter().zip(&results) {
             assert_eq!(bytes.len() as u64, region.bytes, "`{}`", self.plan.tensors[region.tensor].name);
             let (file, offset) = self.plan.place(region);
-            let target = &self.targets[file];
-            target.write(bytes, offset)?;
-            if target.unsynced.fetch_add(region.bytes, Ordering::Relaxed) >= FLUSH_BYTES {
-                target.unsynced.store(0, Ordering::Relaxed);
-                // The flusher has gone if it met an error, which it reports itself.
-                let _ = full.send(file);
+            self.targets[file].write(bytes, offset, bounce)?;
+        }
+        permits.with(|| {
+            let mut digest = Xxh3::new();
+            results.iter().for_each(|bytes| digest.update(bytes));
+            self.partial.journal.append(&Finished { task: index, digest: digest.digest(), totals: totals.clone() })?;
+            self.totals[index].set(totals).expect("a task runs once");
+            for (region, bytes) in task.writes.iter().zip(&results) {
+                let (file, offset) = self.plan.place(region);
+                self.targets[file].hash(offset, bytes, bounce)?;
             }
-            digest.update(bytes);
-        }
-        self.partial.journal.append(&Finished { task: index, digest: digest.digest(), totals: totals.clone() })?;
-        self.totals[index].set(totals).expect("a task runs once");
-        for (region, bytes) in task.writes.iter().zip(&results) {
-            let (file, offset) = self.plan.place(region);
-            self.targets[file].hash(offset, bytes)?;
-        }
+            anyhow::Ok(())
+        })?;
         task.work.release(self.model);
         self.control.progress.advance(task.source_bytes);
         Ok(())
@@ -256,25 +231,25 @@ impl Run<'_> {
 
     /// Says in which file of the source a weight lies that cannot be used.
     fn locate(&self, task: &Task, error: anyhow::Error) -> anyhow::Error {
-        if !error.is::<BadWeight>() {
-            return error;
-        }
+        let Some(bad) = error.downcast_ref::<BadWeight>() else { return error };
+        let remedy =
+            bad.remedy.unwrap_or("the file is damaged, or the model was saved after it diverged; fetch it again");
         let checkpoint = &self.model.checkpoint;
-        let file = checkpoint.files()[checkpoint.tensors()[task.work.tensor(self.model)].file].path.display();
-        error.context(Hint {
-            message: format!("`{file}` holds a weight that cannot be used"),
-            hint: "the file is damaged, or the model was saved after it diverged; fetch it again".into(),
-        })
+        let file = checkpoint.files()
+            [checkpoint.tensors()[bad.tensor.unwrap_or_else(|| task.work.tensor(self.model))].file]
+            .path
+            .display();
+        error.context(Hint { message: format!("`{file}` holds a weight that cannot be used"), hint: remedy.into() })
     }
 
     /// Hashes what an earlier run wrote.
-    fn hash_found(&self, task: usize) -> Result<()> {
+    fn hash_found(&self, task: usize, bounce: &mut Bounce) -> Result<()> {
         for region in &self.plan.tasks[task].writes {
             let (file, start) = self.plan.place(region);
             let target = &self.targets[file];
             target
                 .hash
-                .found(&target.file, start, start + region.bytes)
+                .found(&target.file, start, start + region.bytes, bounce)
                 .with_context(|| format!("reading back `{}`", target.plan.name))?;
         }
         Ok(())
@@ -289,7 +264,7 @@ impl Run<'_> {
             let Some(digest) = target.hash.digest(target.plan.bytes) else {
                 bail!("`{name}`: the plan's tasks do not cover the file; this is a bug in l4tool");
             };
-            target.sync()?;
+            target.file.sync().with_context(|| format!("syncing `{name}`"))?;
             self.control.progress.advance(target.plan.bytes);
             digests.push(digest);
         }

@@ -5,14 +5,13 @@
 //! others have written. Nobody waits: a thread that finds another one hashing leaves its part to it.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::sync::Mutex;
 
 use anyhow::Result;
 use sha2::{Digest, Sha256};
 
-const CHUNK: usize = 256 << 10;
+use super::file::{Bounce, OutputFile};
+pub use crate::files::hex;
 
 /// The digest of one file in the making.
 #[derive(Debug)]
@@ -41,7 +40,7 @@ impl FileHash {
     ///
     /// # Errors
     /// The file cannot be read back.
-    pub fn written(&self, file: &File, start: u64, bytes: &[u8]) -> Result<()> {
+    pub fn written(&self, file: &OutputFile, start: u64, bytes: &[u8], bounce: &mut Bounce) -> Result<()> {
         let mut state = self.lock();
         match state.sha.take() {
             // It is the next one: no need to read back what is at hand.
@@ -60,22 +59,22 @@ impl FileHash {
             }
         }
         drop(state);
-        self.go_on(file)
+        self.go_on(file, bounce)
     }
 
     /// As [`FileHash::written`], for a part that an earlier run has written.
     ///
     /// # Errors
     /// The file cannot be read back.
-    pub fn found(&self, file: &File, start: u64, end: u64) -> Result<()> {
+    pub fn found(&self, file: &OutputFile, start: u64, end: u64, bounce: &mut Bounce) -> Result<()> {
         if start < end {
             self.lock().parts.insert(start, end);
         }
-        self.go_on(file)
+        self.go_on(file, bounce)
     }
 
     /// Hashes from the frontier as far as finished parts reach, unless another thread does.
-    fn go_on(&self, file: &File) -> Result<()> {
+    fn go_on(&self, file: &OutputFile, bounce: &mut Bounce) -> Result<()> {
         loop {
             let (from, to, mut sha) = {
                 let mut state = self.lock();
@@ -94,14 +93,7 @@ impl FileHash {
                 };
                 (from, to, sha)
             };
-            let mut chunk = vec![0; CHUNK];
-            let mut at = from;
-            while at < to {
-                let length = (to - at).min(CHUNK as u64) as usize;
-                file.read_exact_at(&mut chunk[..length], at)?;
-                sha.update(&chunk[..length]);
-                at += length as u64;
-            }
+            file.read(from, to, bounce, |piece| sha.update(piece))?;
             let mut state = self.lock();
             state.frontier = to;
             state.sha = Some(sha);
@@ -125,11 +117,6 @@ pub fn sha256(bytes: &[u8]) -> String {
     hex(&Sha256::digest(bytes))
 }
 
-/// Lower-case hex digits.
-pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -137,8 +124,10 @@ mod tests {
     #[test]
     fn parts_in_any_order_give_the_digest_of_the_whole() {
         let content: Vec<u8> = (0..3_000_000_u32).map(|i| ((i * 7) >> 3) as u8).collect();
-        let file = tempfile::tempfile().unwrap();
-        file.write_all_at(&content, 0).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let file = OutputFile::create(&folder.path().join("content"), content.len() as u64).unwrap();
+        let bounce = &mut Bounce::default();
+        file.write_all_at(&content, 0, bounce).unwrap();
         let cuts = [0, 10, 1_000_000, 1_000_001, 2_500_000, 3_000_000_u64];
         for order in [[0, 1, 2, 3, 4], [4, 3, 2, 1, 0], [2, 0, 4, 1, 3]] {
             let hash = FileHash::default();
@@ -146,9 +135,9 @@ mod tests {
                 assert_eq!(hash.digest(3_000_000), None);
                 let (start, end) = (cuts[part], cuts[part + 1]);
                 if part % 2 == 0 {
-                    hash.written(&file, start, &content[start as usize..end as usize]).unwrap();
+                    hash.written(&file, start, &content[start as usize..end as usize], bounce).unwrap();
                 } else {
-                    hash.found(&file, start, end).unwrap();
+                    hash.found(&file, start, end, bounce).unwrap();
                 }
             }
             assert_eq!(hash.digest(3_000_000).unwrap(), sha256(&content));

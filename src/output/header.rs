@@ -3,7 +3,7 @@
 //! ```text
 //! OFFSET  SIZE  DESCRIPTION
 //! 0       8     N, little-endian
-//! 8       N     JSON, padded with spaces so that the data begin at a multiple of 8
+//! 8       N     JSON, padded with spaces so that the data begin at a multiple of 8, or of what a plan asks for
 //! 8 + N         data, in the order of the JSON, without gaps
 //! ```
 //!
@@ -17,10 +17,18 @@ use serde_json::{Map, Value, json};
 
 use super::plan::OutTensor;
 
-/// Length prefix and JSON for tensors that follow each other in this order.
-pub(super) fn encode<'a>(tensors: impl Iterator<Item = &'a OutTensor>) -> Vec<u8> {
+/// Bytes of the length before the JSON.
+const PREFIX: usize = 8;
+
+/// Length prefix and JSON for tensors that follow each other in this order; the data then begin at a multiple of `alignment`.
+pub(super) fn encode<'a>(
+    metadata: &[(String, String)],
+    alignment: u64,
+    tensors: impl Iterator<Item = &'a OutTensor>,
+) -> Vec<u8> {
     let mut object = Map::new();
-    object.insert("__metadata__".into(), json!({"format": "pt"}));
+    let own = metadata.iter().map(|(key, value)| (key.clone(), Value::from(value.as_str())));
+    object.insert("__metadata__".into(), [("format".to_owned(), "pt".into())].into_iter().chain(own).collect());
     let mut start = 0_u64;
     for tensor in tensors {
         let end = start + tensor.bytes;
@@ -29,7 +37,8 @@ pub(super) fn encode<'a>(tensors: impl Iterator<Item = &'a OutTensor>) -> Vec<u8
         start = end;
     }
     let mut text = Value::Object(object).to_string().into_bytes();
-    text.resize(text.len().next_multiple_of(8), b' ');
+    let begin = (PREFIX + text.len()).next_multiple_of(alignment as usize);
+    text.resize(begin - PREFIX, b' ');
     let mut header = (text.len() as u64).to_le_bytes().to_vec();
     header.extend_from_slice(&text);
     header

@@ -12,7 +12,7 @@
 //! survived (a power cut may lose them) is found out by digest when a run goes on.
 
 use std::collections::BTreeMap;
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -21,6 +21,7 @@ use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
 use crate::error::hint;
+use crate::files;
 use crate::quant::Errors;
 
 const SCHEMA: &str = "l4tool.journal/1";
@@ -49,7 +50,7 @@ pub struct Finished {
 struct Line {
     task: usize,
     digest: String,
-    totals: Vec<[String; 4]>,
+    totals: Vec<[String; 5]>,
 }
 
 /// An open journal that this process alone writes to.
@@ -130,30 +131,16 @@ impl Journal {
 /// # Errors
 /// Says which process has it.
 pub(super) fn lock(file: &File, path: &Path) -> Result<()> {
-    match file.try_lock() {
+    match files::lock(file).with_context(|| format!("locking `{}`", path.display()))? {
         Ok(()) => Ok(()),
-        Err(TryLockError::WouldBlock) => {
-            let who = holder(file).map_or_else(String::new, |pid| format!(" (process {pid})"));
+        Err(held) => {
+            let who = held.by.map_or_else(String::new, |pid| format!(" (process {pid})"));
             Err(hint(
                 format!("`{}` is in use by another l4tool{who}", path.display()),
                 "wait for it to finish, or choose another output",
             ))
         }
-        Err(TryLockError::Error(error)) => Err(error).with_context(|| format!("locking `{}`", path.display())),
     }
-}
-
-/// The process that has a file locked, where the system tells: `1: FLOCK ADVISORY WRITE 4711 fe:00:131 0 EOF`
-/// (`proc_locks(5)`), with the file's inode behind the device.
-fn holder(file: &File) -> Option<u32> {
-    use std::os::unix::fs::MetadataExt;
-    let inode = file.metadata().ok()?.ino().to_string();
-    let locks = std::fs::read_to_string("/proc/locks").ok()?;
-    locks.lines().find_map(|line| {
-        let fields: Vec<&str> = line.split_whitespace().collect();
-        let [_, "FLOCK", _, _, pid, place, ..] = fields[..] else { return None };
-        (place.rsplit(':').next() == Some(inode.as_str())).then(|| pid.parse().ok())?
-    })
 }
 
 fn line(finished: &Finished) -> Result<String> {
@@ -161,7 +148,11 @@ fn line(finished: &Finished) -> Result<String> {
     let totals = finished
         .totals
         .iter()
-        .map(|t| [hex(t.sum_sq_weight), hex(t.sum_sq_error), hex(t.sum_sq_error_rtn), hex(t.max_abs_error.into())])
+        .map(|t| {
+            let floats = [t.sum_sq_weight, t.sum_sq_error, t.sum_sq_error_rtn, t.max_abs_error.into()].map(hex);
+            let [weight, error, rtn, max] = floats;
+            [weight, error, rtn, max, format!("{:x}", t.overflows)]
+        })
         .collect();
     let line = Line { task: finished.task, digest: format!("{:016x}", finished.digest), totals };
     Ok(serde_json::to_string(&line)? + "\n")
@@ -170,12 +161,13 @@ fn line(finished: &Finished) -> Result<String> {
 fn parse(text: &[u8]) -> Option<Finished> {
     let line: Line = serde_json::from_slice(text).ok()?;
     let number = |hex: &String| u64::from_str_radix(hex, 16).ok();
-    let totals = line.totals.iter().map(|[weight, error, rtn, max]| {
+    let totals = line.totals.iter().map(|[weight, error, rtn, max, overflows]| {
         Some(Errors {
             sum_sq_weight: f64::from_bits(number(weight)?),
             sum_sq_error: f64::from_bits(number(error)?),
             sum_sq_error_rtn: f64::from_bits(number(rtn)?),
             max_abs_error: f64::from_bits(number(max)?) as f32,
+            overflows: number(overflows)?,
         })
     });
     Some(Finished { task: line.task, digest: number(&line.digest)?, totals: totals.collect::<Option<_>>()? })
@@ -221,6 +213,7 @@ mod tests {
             sum_sq_error: f64::MIN_POSITIVE / 3.0,
             sum_sq_error_rtn: 1e300,
             max_abs_error: 0.0,
+            overflows: 3,
         };
         Finished { task, digest: u64::MAX - task as u64, totals: vec![totals; 2] }
     }

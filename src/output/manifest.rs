@@ -10,6 +10,9 @@ use serde::{Deserialize, Serialize};
 /// The manifest's file name.
 pub const MANIFEST_NAME: &str = "l4tool.manifest.json";
 
+/// The version that manifests and model cards name.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+
 /// Value of [`Manifest::schema`].
 pub const MANIFEST_SCHEMA: &str = "l4tool.manifest/1";
 

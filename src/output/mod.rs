@@ -1,14 +1,20 @@
 //! From logical weights to a published checkpoint: plan, execute, check, describe, publish.
 //!
 //! A [`plan::Plan`] is made from headers alone and says everything about the output; [`executor`] fills it; [`gate`] opens
-//! the result again; [`partial`] makes it appear in one step. This layer knows no command: `quantize`, and later
-//! `convert` and `repack`, are ways to make a plan. Only this layer creates files.
+//! the result again; [`partial`] makes it appear in one step; [`job`] is all of that in order. This layer knows no
+//! command: `quantize`, `convert` and `repack` are ways to make a plan. Only this layer creates files.
 
+pub mod assembling;
+pub mod casting;
 pub mod companions;
+pub mod converting;
 pub mod executor;
+pub mod file;
 pub mod gate;
+pub mod gathering;
 pub mod hash;
 mod header;
+pub mod job;
 pub mod journal;
 pub mod manifest;
 pub mod modules;
@@ -18,6 +24,8 @@ pub mod plan;
 pub mod preflight;
 pub mod quantization_config;
 mod quantizing;
+pub mod repacking;
+pub mod sharding;
 pub mod tensor_file;
 pub mod work;
 

@@ -3,7 +3,9 @@
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use serde::Serialize;
 
+use super::file::BOUNCE_BYTES;
 use super::partial::{self, nearest_existing};
 use super::plan::Plan;
 use crate::error::hint;
@@ -13,13 +15,19 @@ use crate::progress::Control;
 /// checkpoint of Maverick's size (measured: 24 MiB for the former, 25 MiB for 39,000 output tensors).
 const BASE_BYTES: u64 = 56 << 20;
 
+/// Output tensors that [`BASE_BYTES`] has room for, and bytes of each one more with its tasks and its place in the headers (measured:
+/// 230 MiB for the 231,592 tensors of Maverick's rank shards).
+const BASE_TENSORS: u64 = 40_000;
+const TENSOR_BYTES: u64 = 1 << 10;
+
 /// Room to leave on the disk besides the planned files.
 const DISK_MARGIN_BYTES: u64 = 64 << 20;
 
 /// Most weight files of an output: each stays open while it is filled, and systems commonly allow 1,024 open files.
 const FILES_MAX: usize = 900;
 
-/// Number of workers that threads and memory allow: at least one.
+/// Number of workers that threads and memory allow: at least one, and at most one more than threads, which computes while
+/// another one waits for the disk.
 ///
 /// # Errors
 /// There would be too many files, or not even one task fits the memory bound.
@@ -30,15 +38,25 @@ pub fn workers(plan: &Plan, control: &Control<'_>) -> Result<usize> {
             "use a larger `--shard-size`",
         ));
     }
-    let each = plan.memory_min().max(1);
-    let fitting = control.memory.saturating_sub(BASE_BYTES) / each;
+    let each = worker_bytes(plan);
+    let fitting = control.memory.saturating_sub(base_bytes(plan)) / each;
     if fitting == 0 {
         return Err(hint(
             format!("a memory bound of {} bytes is too small: the largest task needs {each}", control.memory),
-            format!("use `--memory {}M` or more", (each + BASE_BYTES).div_ceil(1 << 20)),
+            format!("use `--memory {}M` or more", (each + base_bytes(plan)).div_ceil(1 << 20)),
         ));
     }
-    Ok(control.threads.min(usize::try_from(fitting).unwrap_or(usize::MAX)).max(1))
+    Ok(usize::try_from(fitting).unwrap_or(usize::MAX).min(control.threads + 1))
+}
+
+/// Memory besides that of the workers.
+fn base_bytes(plan: &Plan) -> u64 {
+    BASE_BYTES + (plan.tensors.len() as u64).saturating_sub(BASE_TENSORS) * TENSOR_BYTES
+}
+
+/// Most memory that one worker needs.
+fn worker_bytes(plan: &Plan) -> u64 {
+    plan.memory_min().saturating_add(BOUNCE_BYTES)
 }
 
 /// Most resident memory that a run of `plan` needs under `control`.
@@ -46,7 +64,7 @@ pub fn workers(plan: &Plan, control: &Control<'_>) -> Result<usize> {
 /// # Errors
 /// As [`workers`].
 pub fn memory_bytes(plan: &Plan, control: &Control<'_>) -> Result<u64> {
-    Ok(BASE_BYTES + plan.memory_min() * workers(plan, control)? as u64)
+    Ok(base_bytes(plan) + worker_bytes(plan) * workers(plan, control)? as u64)
 }
 
 /// Bytes free for this user on the disk that will hold `out`.
@@ -80,4 +98,59 @@ pub fn check_disk(out: &Path, bytes: u64) -> Result<()> {
         format!("the disk of `{}` has {free} bytes free, and the output needs {needed}", out.display()),
         "free some space, or choose an output on another disk",
     ))
+}
+
+/// What a run of a plan would read, write and need.
+#[derive(Clone, Debug, Serialize)]
+pub struct Forecast {
+    /// Bytes to read.
+    pub bytes_in: u64,
+    /// Bytes of weight files.
+    pub bytes_out: u64,
+    /// Weight files, with their sizes and the number of tensors in each.
+    pub files: Vec<PlannedFile>,
+    /// Number of tensors.
+    pub tensors: usize,
+    /// Number of tasks.
+    pub tasks: usize,
+    /// Most resident memory.
+    pub memory_bytes: u64,
+    /// Free space on the output's disk.
+    pub disk_free_bytes: u64,
+    /// Whether the disk has room.
+    pub disk_fits: bool,
+}
+
+/// A weight file that would be made.
+#[derive(Clone, Debug, Serialize)]
+pub struct PlannedFile {
+    /// Its name.
+    pub name: String,
+    /// Its size.
+    pub bytes: u64,
+    /// Tensors in it.
+    pub tensors: usize,
+}
+
+impl Forecast {
+    /// Of a run of `plan` that makes `out`.
+    ///
+    /// # Errors
+    /// The memory bound is too small, or the disk does not answer.
+    pub fn new(plan: &Plan, out: &Path, control: &Control<'_>) -> Result<Self> {
+        let disk_free_bytes = disk_free(out)?;
+        let files = plan.files.iter();
+        Ok(Self {
+            bytes_in: plan.source_bytes(),
+            bytes_out: plan.bytes(),
+            files: files
+                .map(|file| PlannedFile { name: file.name.clone(), bytes: file.bytes, tensors: file.tensors.len() })
+                .collect(),
+            tensors: plan.tensors.len(),
+            tasks: plan.tasks.len(),
+            memory_bytes: memory_bytes(plan, control)?,
+            disk_free_bytes,
+            disk_fits: disk_free_bytes >= disk_needed(out, plan.bytes()),
+        })
+    }
 }

@@ -164,7 +164,7 @@ impl<'a> Output<'a> {
             input: place.input + piece.inputs.start,
             ..place
         };
-        BadWeight { name: self.weight.name.clone(), what: place.to_string() }.into()
+        BadWeight::new(&self.weight.name, place.to_string()).into()
     }
 
     fn finish(self) -> Errors {

@@ -36,7 +36,7 @@ impl TensorFile {
             let shape = shape.to_vec();
             planned.push(OutTensor { name: name.into(), dtype, shape, bytes, file: 0, offset: 0, literal: None });
         }
-        let header = header::encode(planned.iter());
+        let header = header::encode(&[], 8, planned.iter());
         let mut end = header.len() as u64;
         let starts = planned.iter().map(|tensor| {
             end += tensor.bytes;

@@ -123,7 +123,8 @@ fn plans_of_the_real_models_cover_every_byte_in_bounded_memory() {
                 // Every byte of the model is accounted for once.
                 assert_eq!(plan.source_bytes(), model.checkpoint.tensor_bytes(), "{name} {scheme}");
                 assert!(plan.files.iter().all(|file| file.bytes - file.header.len() as u64 <= 5_000_000_000));
-                assert_eq!(preflight::workers(&plan, &control(&stop, 1 << 30)).unwrap(), 2, "{name} {scheme}");
+                // Two threads, and one more worker while one of them waits for the disk.
+                assert_eq!(preflight::workers(&plan, &control(&stop, 1 << 30)).unwrap(), 3, "{name} {scheme}");
             }
         }
     }

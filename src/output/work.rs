@@ -8,6 +8,8 @@ use std::ops::Range;
 
 use anyhow::Result;
 
+use super::assembling::Assembled;
+use super::gathering::{self, Strip};
 use super::modules::Target;
 use super::plan::Region;
 use super::quantizing;
@@ -38,8 +40,19 @@ pub enum Work {
         /// Output rows.
         outs: Range<usize>,
     },
+    /// Rows that are put together from stretches of other tensors' rows.
+    Gather {
+        /// The stretches, in the order in which they lie in a row.
+        strips: Vec<Strip>,
+        /// Number of rows, at least one.
+        rows: u64,
+        /// If they are floats that must be finite, which.
+        float: Option<Float>,
+    },
     /// Rows of matrices in a quantized scheme. Several matrices are slices of the same fused rows.
     Quantize(Vec<Quantized>),
+    /// Plain floats from whatever they are stored as.
+    Assemble(Assembled),
 }
 
 /// Rows of one matrix, to be quantized.
@@ -60,6 +73,17 @@ pub struct BadWeight {
     pub name: String,
     /// What is wrong, with the value.
     pub what: String,
+    /// What the user can do, if it is another thing than fetching the file again.
+    pub remedy: Option<&'static str>,
+    /// The tensor that holds the value, where a weight has several.
+    pub tensor: Option<usize>,
+}
+
+impl BadWeight {
+    /// A value that no program can use.
+    pub fn new(name: &str, what: String) -> Self {
+        Self { name: name.to_owned(), what, remedy: None, tensor: None }
+    }
 }
 
 impl fmt::Display for BadWeight {
@@ -144,7 +168,8 @@ impl Work {
     pub fn parts(&self) -> usize {
         match self {
             Self::Quantize(parts) => parts.len(),
-            Self::Copy { .. } | Self::Unfuse { .. } => 0,
+            Self::Assemble(part) => part.weights.len(),
+            Self::Copy { .. } | Self::Unfuse { .. } | Self::Gather { .. } => 0,
         }
     }
 
@@ -153,10 +178,14 @@ impl Work {
         let weight = match self {
             Self::Copy { tensor, .. } => return *tensor,
             Self::Unfuse { weight, .. } => *weight,
+            Self::Gather { strips, .. } => return strips[0].tensor,
             Self::Quantize(parts) => parts[0].weight,
+            Self::Assemble(part) => part.weights[0],
         };
         match model.weights[weight].coding {
             Coding::Plain(plane) => plane.tensor,
+            Coding::Pieces(pieces) => model.pieces[pieces].pieces[0].tensor,
+            Coding::Split { .. } => model.tensors_of(&model.weights[weight])[0],
             Coding::Int4 { packed, .. } => packed,
             Coding::Fp8 { weight, .. } => weight,
         }
@@ -171,7 +200,9 @@ impl Work {
         match self {
             Self::Copy { range, .. } => range.end - range.start,
             Self::Unfuse { weight, outs } => rows(*weight, outs),
+            Self::Gather { strips, rows, .. } => gathering::bytes(strips, *rows),
             Self::Quantize(parts) => parts.iter().map(|part| rows(part.weight, &part.outs)).sum(),
+            Self::Assemble(part) => part.source_bytes(model),
         }
     }
 
@@ -189,7 +220,9 @@ impl Work {
         };
         match self {
             Self::Copy { .. } => 0,
+            Self::Assemble(part) => part.working_bytes(model),
             Self::Unfuse { weight, .. } => stripe(*weight, 1),
+            Self::Gather { strips, rows, .. } => gathering::touched(strips, *rows),
             Self::Quantize(parts) => {
                 let sums = parts.iter().map(|part| 40 * part.outs.len() as u64).sum::<u64>();
                 let zero_points: u64 = parts.iter().map(|part| quantizing::zero_point_bytes(model, part)).sum();
@@ -214,9 +247,18 @@ impl Work {
                 unfuse(model, &model.weights[*weight], outs.clone(), slots[0].get_mut())?;
                 Ok(Vec::new())
             }
+            Self::Gather { strips, rows, float } => {
+                let (mut slots, _) = buffers.prepare(writes);
+                gathering::run(model, strips, *rows, *float, slots[0].get_mut())?;
+                Ok(Vec::new())
+            }
             Self::Quantize(parts) => {
                 let (slots, decoded) = buffers.prepare(writes);
                 quantizing::run(model, parts, slots, decoded)
+            }
+            Self::Assemble(part) => {
+                let (mut slots, _) = buffers.prepare(writes);
+                part.run(model, slots[0].get_mut())
             }
         }
     }
@@ -225,7 +267,9 @@ impl Work {
     pub fn results<'a>(&self, model: &'a Llama4, buffers: &'a Buffers, writes: &[Region]) -> Vec<&'a [u8]> {
         match self {
             Self::Copy { tensor, range, .. } => vec![model.checkpoint.range(*tensor, range.clone())],
-            Self::Unfuse { .. } | Self::Quantize(_) => buffers.written(writes),
+            Self::Unfuse { .. } | Self::Gather { .. } | Self::Quantize(_) | Self::Assemble(_) => {
+                buffers.written(writes)
+            }
         }
     }
 
@@ -245,6 +289,8 @@ fn stored_row_bytes(model: &Llama4, weight: &Weight) -> u64 {
         Coding::Plain(plane) => input as u64 * plane.float.bytes() as u64,
         Coding::Int4 { packed, scale, .. } => tensor(packed) + tensor(scale),
         Coding::Fp8 { weight, .. } => tensor(weight),
+        Coding::Pieces(_) => unreachable!("`require_complete` refuses weights in pieces"),
+        Coding::Split { .. } => unreachable!("`require_joined` refuses rank shards"),
     }
 }
 
@@ -254,8 +300,8 @@ fn check_finite(model: &Llama4, tensor: usize, range: Range<u64>, float: Option<
     let Some(index) = kernels::first_nonfinite(bytes, float) else { return Ok(()) };
     let value = float.read(&bytes[index * float.bytes()..]);
     let element = range.start / float.bytes() as u64 + index as u64;
-    let name = model.checkpoint.tensors()[tensor].name.clone();
-    Err(BadWeight { name, what: format!("the value {value} at element {element} is not finite") }.into())
+    let name = &model.checkpoint.tensors()[tensor].name;
+    Err(BadWeight::new(name, format!("the value {value} at element {element} is not finite")).into())
 }
 
 /// Bytes of a fused plane's rows `inputs`, columns `outs`, from the first element to the last.
@@ -282,7 +328,7 @@ fn unfuse(model: &Llama4, weight: &Weight, outs: Range<usize>, rows: &mut [u8]) 
                 let value = plane.float.read(&columns[index * size..]);
                 let out = outs.start + index;
                 let what = format!("the value {value} at output {out}, input {input} is not finite");
-                return Err(BadWeight { name: weight.name.clone(), what }.into());
+                return Err(BadWeight::new(&weight.name, what).into());
             }
         }
         kernels::transpose(bytes, plane.stride, size, (inputs.len(), outs.len()), &mut rows[first * size..], input);

@@ -13,6 +13,8 @@ pub struct Errors {
     pub sum_sq_error_rtn: f64,
     /// The largest difference.
     pub max_abs_error: f32,
+    /// Values that were too large for the format; only casts have any.
+    pub overflows: u64,
 }
 
 impl Errors {
@@ -68,6 +70,7 @@ impl ErrorSums {
             sum_sq_error: self.error.iter().sum(),
             sum_sq_error_rtn: self.rtn.iter().sum(),
             max_abs_error: self.max_abs,
+            overflows: 0,
         }
     }
 }

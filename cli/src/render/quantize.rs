@@ -1,10 +1,8 @@
 //! What `quantize` tells, as text.
 
-use std::time::Duration;
-
-use indicatif::HumanDuration;
 use l4::tasks::quantize::{DryRun, Report};
 
+use super::forecast::{duration, forecast};
 use super::table;
 use crate::size::{binary, decimal};
 
@@ -14,19 +12,8 @@ pub(crate) fn plan(plan: &DryRun) -> String {
     for line in &plan.schemes {
         text += &format!("  {line}\n");
     }
-    text += &format!(
-        "\nreads    {} of weights\nwrites   {} in {} files, {} tensors; {:.2} bits per quantized weight\n",
-        decimal(plan.bytes_in),
-        decimal(plan.bytes_out),
-        plan.files.len(),
-        plan.tensors,
-        plan.bits_per_weight,
-    );
-    text += &format!("memory   {} at most, {} tasks\n", binary(plan.memory_bytes), plan.tasks);
-    let verdict = if plan.disk_fits { "it fits" } else { "it does not fit" };
-    text += &format!("disk     {} free: {verdict}\n\n", decimal(plan.disk_free_bytes));
-    let rows = plan.files.iter().map(|file| vec![file.name.clone(), file.tensors.to_string(), decimal(file.bytes)]);
-    text += &table(&["file", "tensors", "size"], &[1, 2], rows);
+    let bits = format!("; {:.2} bits per quantized weight", plan.bits_per_weight);
+    text += &forecast(&plan.forecast, &bits);
     for warning in &plan.warnings {
         text += &format!("warning: {warning}\n");
     }
@@ -81,15 +68,4 @@ pub(crate) fn report(report: &Report, verbose: bool) -> String {
     }
     text += &format!("\nnext: l4tool verify {0} --against {1}\n", report.output.display(), report.source.display());
     text
-}
-
-/// `0.6 s`, `42 s` or `3 minutes`.
-fn duration(seconds: f64) -> String {
-    if seconds < 10.0 {
-        format!("{seconds:.1} s")
-    } else if seconds < 120.0 {
-        format!("{seconds:.0} s")
-    } else {
-        HumanDuration(Duration::from_secs_f64(seconds)).to_string()
-    }
 }

@@ -23,7 +23,7 @@ fn opens_what_the_index_names() {
     assert_eq!(checkpoint.bytes(1), [4, 5]);
     assert_eq!(checkpoint.files().iter().map(|f| f.name.as_str()).collect::<Vec<_>>(), [A, B]);
     assert_eq!(checkpoint.unlisted(), ["consolidated.safetensors"]);
-    assert_eq!(checkpoint.config(), Some(&br#"{"x": 1}"#[..]));
+    assert_eq!(checkpoint.config(), Some(("config.json", &br#"{"x": 1}"#[..])));
     assert_eq!(checkpoint.folder(), folder.path());
 }
 
@@ -199,7 +199,7 @@ fn the_cache_of_the_hub_opens() {
     let checkpoint = Checkpoint::open(&snapshot).unwrap();
     assert_eq!(checkpoint.files()[0].name, A);
     assert_eq!(checkpoint.files()[0].path, snapshot.join(A));
-    assert_eq!(checkpoint.config(), Some(&br#"{"x":2}"#[..]));
+    assert_eq!(checkpoint.config(), Some(("config.json", &br#"{"x":2}"#[..])));
     checkpoint.unchanged().unwrap();
 
     // A download that did not finish leaves a link without a blob.

@@ -34,7 +34,7 @@ fn reads_a_file_and_its_bytes() {
     assert_eq!((source.name.as_str(), source.bytes), ("m.safetensors", bytes.len() as u64));
     assert_eq!(source.header_bytes, 8 + header.len() as u64);
     assert_eq!(source.metadata.get("format").map(String::as_str), Some("pt"));
-    assert_eq!(checkpoint.config(), Some(&b"{}"[..]));
+    assert_eq!(checkpoint.config(), Some(("config.json", &b"{}"[..])));
     checkpoint.unchanged().unwrap();
 }
 

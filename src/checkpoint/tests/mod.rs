@@ -4,6 +4,7 @@ mod folders;
 mod headers;
 mod large;
 mod later;
+mod torch;
 
 use std::fs;
 use std::path::Path;

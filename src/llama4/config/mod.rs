@@ -5,7 +5,9 @@
 //! model in `text_config`, and the text-only `Llama4ForCausalLM`, whose document is the text model's. Every dimension comes from the
 //! document, and from transformers' defaults where the document leaves it out. Knows no tensor.
 
+mod converted;
 mod fields;
+pub(super) mod meta;
 mod text;
 mod vision;
 
@@ -17,6 +19,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
+pub use converted::Conversion;
 pub use fields::ConfigError;
 pub use text::{Llama3Scaling, Rope, TextConfig};
 pub use vision::VisionConfig;
@@ -82,11 +85,14 @@ impl Config {
     /// # Errors
     /// As [`Config::parse`], and if the checkpoint has no `config.json`.
     pub fn of(checkpoint: &Checkpoint) -> Result<Self, ConfigError> {
-        let file = checkpoint.folder().join("config.json");
+        let file = |name: &str| checkpoint.folder().join(name);
         match checkpoint.config() {
-            Some(json) => Self::parse(&file, json),
+            Some((name @ "params.json", json)) => {
+                Self::of_document(&file(name), meta::document(&file(name), json, &meta::Facts::of(checkpoint))?)
+            }
+            Some((name, json)) => Self::parse(&file(name), json),
             None => Err(ConfigError {
-                file,
+                file: file("config.json"),
                 field: None,
                 problem: "missing beside the weights".to_string(),
                 hint: Some("fetch `config.json` from where the weights came from".to_string()),
@@ -105,6 +111,11 @@ impl Config {
             Ok(_) => return Err(error("not a JSON object".to_string())),
             Err(e) => return Err(error(format!("not JSON: {e}"))),
         };
+        Self::of_document(file, document)
+    }
+
+    /// Checks a document that has been read; `file` is for messages.
+    fn of_document(file: &Path, document: Map<String, Value>) -> Result<Self, ConfigError> {
         let top = Fields { file, section: "", map: &document };
         let model = which_model(&top)?;
         let text = top.object("text_config", "text_config.")?;
@@ -126,6 +137,27 @@ impl Config {
         };
         let quantization = top.get("quantization_config").cloned();
         Ok(Self { model, text, vision, image_tokens, dtype: read_dtype(&top)?, quantization, document, nested })
+    }
+
+    /// The same model as an instruction-tuned one, where the document came from Meta's `params.json`, which does not tell:
+    /// tokens that end a turn, and the longest context.
+    ///
+    /// # Errors
+    /// The vocabulary has no room for these tokens.
+    pub fn instructed(&self) -> Result<Self, ConfigError> {
+        let mut document = self.document.clone();
+        meta::set_instruct(&mut document);
+        Self::of_document(Path::new("params.json"), document)
+    }
+
+    /// `generation_config.json` as the published instruction-tuned models have it.
+    pub fn generation_config(&self) -> Value {
+        meta::generation_config(&self.text)
+    }
+
+    /// `preprocessor_config.json`; `None` for a text-only model.
+    pub fn preprocessor_config(&self) -> Option<Value> {
+        self.vision.as_ref().map(meta::preprocessor_config)
     }
 
     /// The document as it was read, in its own order.

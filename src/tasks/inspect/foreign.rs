@@ -12,10 +12,6 @@ use crate::llama4::config::ConfigError;
 
 /// The error, in the words of what `path` is, where that shows.
 pub(super) fn explain(path: &Path, error: anyhow::Error) -> anyhow::Error {
-    if path.to_str().is_some_and(|text| text.starts_with("hf://")) {
-        let message = format!("`{}`: reading from the Hugging Face Hub is not part of this version", path.display());
-        return hint(message, "fetch the checkpoint and name its folder");
-    }
     if let Some(error) = error.chain().find_map(|cause| cause.downcast_ref::<ConfigError>()) {
         return config_error(path, error);
     }
@@ -43,7 +39,7 @@ fn config_error(path: &Path, error: &ConfigError) -> anyhow::Error {
         let tensors = checkpoint.tensors();
         let first = tensors.first().map_or_else(String::new, |tensor| format!(" (`{}`, ...)", shown(&tensor.name)));
         let message = format!(
-            "`{}` holds {} tensors{first} in safetensors, but no `config.json` beside them says what model they are",
+            "`{}` holds {} tensors{first}, but no `config.json` beside them says what model they are",
             path.display(),
             tensors.len(),
         );
@@ -65,11 +61,6 @@ fn folder_kind(path: &Path) -> Option<String> {
         Some(format!("is a folder of {what} (`{}`)", shown(first)))
     };
     of_kind("GGUF files", &|name| name.ends_with(".gguf"))
-        .or_else(|| {
-            of_kind("Meta's original PyTorch files", &|name| {
-                name.starts_with("consolidated.") && name.ends_with(".pth")
-            })
-        })
         .or_else(|| of_kind("PyTorch files", &|name| [".pth", ".pt", ".bin"].iter().any(|end| name.ends_with(end))))
 }
 
@@ -81,8 +72,7 @@ fn file_kind(path: &Path) -> Option<String> {
     match [a, b, c, d] {
         // ggml's gguf.md: the magic, then the version.
         [b'G', b'G', b'U', b'F'] => Some(format!("is a GGUF file (version {})", u32::from_le_bytes(version))),
-        // torch.save writes a ZIP archive since PyTorch 1.6, a bare pickle (protocol 2) before.
-        [b'P', b'K', 3, 4] => Some("is a PyTorch or ZIP file".to_owned()),
+        // torch.save writes a ZIP archive since PyTorch 1.6, which is read; a bare pickle (protocol 2) before.
         [0x80, 2, ..] => Some("is a pickled PyTorch file".to_owned()),
         _ => None,
     }

@@ -4,11 +4,9 @@ use std::collections::HashMap;
 
 use serde::Serialize;
 
-use super::stored::parts;
-use crate::checkpoint::TensorInfo;
 use crate::dtype::Dtype;
 use crate::llama4::names::{Part, Prefixes};
-use crate::llama4::{Expected, Llama4};
+use crate::llama4::{Dialect, Expected, Llama4};
 
 /// A tensor, where it is, and which part of the model it belongs to.
 #[derive(Clone, Debug, Serialize)]
@@ -43,7 +41,7 @@ pub struct TensorLine {
 pub(super) fn lines(model: &Llama4, promised: &[Expected]) -> Vec<TensorLine> {
     let tensors = model.checkpoint.tensors();
     let mut weights = vec![0; tensors.len()];
-    for tensor in model.weights.iter().flat_map(parts) {
+    for tensor in model.weights.iter().flat_map(|weight| model.tensors_of(weight)) {
         weights[tensor] += 1;
     }
     // By the promise, not by what was found: a tensor of the wrong shape still has a place in the model.
@@ -51,11 +49,12 @@ pub(super) fn lines(model: &Llama4, promised: &[Expected]) -> Vec<TensorLine> {
     let prefixes = Prefixes::of(model.config.model);
     let mut order: Vec<usize> = (0..tensors.len()).collect();
     order.sort_by_key(|&id| (tensors[id].file, tensors[id].offset));
-    let line = |id: usize| TensorLine { weights: weights[id], ..line(model, &tensors[id], prefixes, &places) };
+    let line = |id: usize| TensorLine { weights: weights[id], ..line(model, id, prefixes, &places) };
     order.into_iter().map(line).collect()
 }
 
-fn line(model: &Llama4, tensor: &TensorInfo, prefixes: Prefixes, places: &HashMap<&str, &Expected>) -> TensorLine {
+fn line(model: &Llama4, id: usize, prefixes: Prefixes, places: &HashMap<&str, &Expected>) -> TensorLine {
+    let tensor = &model.checkpoint.tensors()[id];
     let mut line = TensorLine {
         name: tensor.name.clone(),
         dtype: tensor.dtype,
@@ -70,6 +69,12 @@ fn line(model: &Llama4, tensor: &TensorInfo, prefixes: Prefixes, places: &HashMa
         part: None,
         weights: 0,
     };
+    if model.dialect == Dialect::Meta {
+        let weight = model.owner[id].map(|index| &model.weights[index]);
+        line.role = weight.map(|weight| weight.role.component());
+        line.layer = weight.and_then(|weight| weight.layer);
+        return line;
+    }
     let Some((module, part)) = prefixes.split(&tensor.name) else {
         return line;
     };

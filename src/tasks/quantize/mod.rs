@@ -15,18 +15,14 @@ use anyhow::{Context, Result, bail};
 use crate::error::hint;
 use crate::llama4::Llama4;
 use crate::output::companions::{self, Card, Companion};
-use crate::output::executor::{self, Filled};
-use crate::output::hash::sha256;
-use crate::output::journal::Identity;
-use crate::output::manifest::{FileRecord, MANIFEST_NAME, MANIFEST_SCHEMA, Manifest, Origin};
+use crate::output::job;
 use crate::output::modules::plan_weights;
-use crate::output::partial::{self, Existing, Partial};
+use crate::output::origin;
+use crate::output::partial::Existing;
 use crate::output::plan::{Plan, PlanBuilder};
 use crate::output::quantization_config::quantization_config;
-use crate::output::work::BadWeight;
-use crate::output::{gate, origin, preflight};
 use crate::progress::Control;
-use crate::quant::Method;
+use crate::quant::{Errors, Method};
 
 pub use choose::{Choice, Selection, patterns};
 pub use report::{DryRun, LayerReport, Report, WeightReport};
@@ -58,6 +54,7 @@ pub struct Job<'a> {
     choice: Choice,
     plan: Plan,
     companions: Vec<Companion>,
+    settings: BTreeMap<String, String>,
 }
 
 impl<'a> Job<'a> {
@@ -66,8 +63,16 @@ impl<'a> Job<'a> {
     /// # Errors
     /// The source or the options cannot be used.
     pub fn new(options: &'a Options) -> Result<Self> {
-        let model = Llama4::open(&options.source)?;
+        Self::of(options, Llama4::open(&options.source)?)
+    }
+
+    /// As [`Job::new`], for a source that somebody opened: for a dry run, its headers are enough.
+    ///
+    /// # Errors
+    /// As [`Job::new`].
+    pub fn of(options: &'a Options, model: Llama4) -> Result<Self> {
         model.require_complete()?;
+        model.require_joined()?;
         let choice = Choice::make(&model, &options.selection)?;
         if !options.requantize {
             refuse_requantizing(&model, &choice)?;
@@ -75,8 +80,10 @@ impl<'a> Job<'a> {
         let mut builder = PlanBuilder::new(options.shard_bytes_max);
         plan_weights(&mut builder, &model, &choice.targets)?;
         let plan = builder.finish()?;
-        let companions = companions(&model, &choice, &plan)?;
-        Ok(Self { options, model, choice, plan, companions })
+        let here = model.checkpoint.require_here().is_ok();
+        let companions = if here { companions(&model, &choice, &plan)? } else { Vec::new() };
+        let settings = settings(options, &choice);
+        Ok(Self { options, model, choice, plan, companions, settings })
     }
 
     /// What engines cannot serve, or what a rule could not do.
@@ -90,7 +97,7 @@ impl<'a> Job<'a> {
     /// The output is in the way, or the memory bound too small.
     pub fn dry_run(&self, control: &Control<'_>) -> Result<DryRun> {
         let Self { options, model, choice, plan, .. } = self;
-        partial::check_destination(&options.out, model.checkpoint.folder(), options.existing)?;
+        self.job().check_destination()?;
         DryRun::new(options, model, choice, plan, control)
     }
 
@@ -101,109 +108,39 @@ impl<'a> Job<'a> {
     /// [`crate::error::Interrupted`] after a safe stop. The output does not exist then.
     pub fn run(&self, control: &Control<'_>) -> Result<Report> {
         let began = Instant::now();
-        let Self { options, model, choice, plan, companions } = self;
-        let identity = self.identity();
-        if self.is_published()
-            && let Some(finished) = partial::take_published(&options.out, &identity)?
-            && let Some(totals) = executor::totals(plan, &finished)
-        {
-            let weights = report::weights(model, choice, plan, &totals);
-            return Ok(Report::new(self, weights, true, began.elapsed()));
-        }
-        partial::check_destination(&options.out, model.checkpoint.folder(), options.existing)?;
-        preflight::workers(plan, control)?;
-        let side_bytes: u64 = companions.iter().map(|file| file.contents.len() as u64).sum();
-        preflight::check_disk(&options.out, plan.bytes() + side_bytes)?;
-        let mut origin = origin::describe(&model.checkpoint);
-        if options.hash_source {
-            origin::hash_files(&mut origin, model.checkpoint.folder(), control)?;
-        }
-        let (partial, finished) = Partial::open(&options.out, &identity, options.existing)?;
-        let filled = match executor::fill(plan, model, &partial, finished, control) {
-            Ok(filled) => filled,
-            Err(error) => {
-                if error.chain().any(|cause| cause.is::<BadWeight>()) {
-                    partial.discard();
-                }
-                return Err(error);
-            }
-        };
-        if let Err(error) = model.checkpoint.unchanged() {
-            // What was read is neither the old source nor the new one.
-            partial.discard();
-            return Err(error.into());
-        }
-        let weights = report::weights(model, choice, plan, &filled.totals);
-        let manifest = self.manifest(origin, &filled, &weights);
-        for file in companions.iter().chain([&manifest]) {
-            executor::write_companion(&partial, file)?;
-        }
+        let Self { model, choice, plan, .. } = self;
         let promised: Vec<_> =
             model.weights.iter().zip(&choice.stored).map(|(weight, scheme)| (weight.name.as_str(), *scheme)).collect();
-        gate::check(&partial.model(), &promised, control)?;
-        partial.publish(options.existing)?;
-        Ok(Report::new(self, weights, filled.resumed > 0, began.elapsed()))
-    }
-
-    /// Whether the output that is there was made by this very command.
-    fn is_published(&self) -> bool {
-        let text = std::fs::read(self.options.out.join(MANIFEST_NAME));
-        let manifest = text.ok().and_then(|text| serde_json::from_slice::<Manifest>(&text).ok());
-        !self.options.existing.restart
-            && manifest.is_some_and(|manifest| manifest.tool_version == VERSION && manifest.options == self.settings())
-    }
-
-    /// What decides the bytes of the output.
-    fn identity(&self) -> Identity {
-        let mut identity = self.settings();
-        identity.insert("l4tool version".into(), VERSION.into());
-        for file in self.model.checkpoint.fingerprint().files {
-            let what = format!("{} bytes, header {}, modified {}", file.bytes, file.digest, file.modified_ns);
-            identity.insert(format!("source file {}", file.name), what);
-        }
-        identity
-    }
-
-    /// The options that decide the bytes of the output, by name.
-    fn settings(&self) -> BTreeMap<String, String> {
-        let Self { options, choice, .. } = self;
-        let mut settings = choice.settings.clone();
-        settings.insert("shard size".into(), options.shard_bytes_max.to_string());
-        settings.insert("requantize".into(), options.requantize.to_string());
-        settings.insert("hash source".into(), options.hash_source.to_string());
-        settings
-    }
-
-    fn manifest(&self, source: Origin, filled: &Filled, weights: &[WeightReport]) -> Companion {
-        let Self { plan, companions, .. } = self;
-        let written = plan.files.iter().zip(&filled.digests).map(|(file, digest)| FileRecord {
-            name: file.name.clone(),
-            bytes: file.bytes,
-            sha256: Some(digest.clone()),
-        });
-        let beside = companions.iter().map(|file| FileRecord {
-            name: file.name.clone(),
-            bytes: file.contents.len() as u64,
-            sha256: Some(sha256(&file.contents)),
-        });
-        let mut files: Vec<FileRecord> = written.chain(beside).collect();
-        files.sort_by(|a, b| a.name.cmp(&b.name));
-        let manifest = Manifest {
-            schema: MANIFEST_SCHEMA.into(),
-            tool_version: VERSION.into(),
-            command: "quantize".into(),
-            options: self.settings(),
-            source,
-            files,
-            weights: weights.iter().map(WeightReport::record).collect(),
+        let records = |totals: &[Vec<Errors>]| {
+            report::weights(model, choice, plan, totals).iter().map(WeightReport::record).collect()
         };
-        let document = serde_json::to_value(manifest).expect("a manifest is plain data");
-        companions::pretty(MANIFEST_NAME, &document)
+        let done = self.job().run(&promised, records, control)?;
+        let weights = report::weights(model, choice, plan, &done.totals);
+        Ok(Report::new(self, weights, done.resumed, began.elapsed()))
+    }
+
+    fn job(&self) -> job::Job<'_> {
+        job::Job {
+            command: "quantize",
+            settings: &self.settings,
+            model: &self.model,
+            plan: &self.plan,
+            companions: &self.companions,
+            out: &self.options.out,
+            existing: self.options.existing,
+            hash_source: self.options.hash_source,
+        }
     }
 }
 
-/// The version that manifests and model cards name.
-const VERSION: &str = env!("CARGO_PKG_VERSION");
+/// The options that decide the bytes of the output, by name.
+fn settings(options: &Options, choice: &Choice) -> BTreeMap<String, String> {
+    let mut settings = choice.settings.clone();
+    settings.insert("shard size".into(), options.shard_bytes_max.to_string());
+    settings.insert("requantize".into(), options.requantize.to_string());
+    settings.insert("hash source".into(), options.hash_source.to_string());
+    settings
+}
 
 /// Quantizes a checkpoint: [`Job::new`] and [`Job::run`].
 ///
@@ -232,13 +169,20 @@ fn companions(model: &Llama4, choice: &Choice, plan: &Plan) -> Result<Vec<Compan
     let mut files = companions::copied(&model.checkpoint).context("collecting the files beside the weights")?;
     files.push(companions::pretty("config.json", &model.config.output_document(Some(config))));
     files.push(companions::index(plan));
-    let origin = origin::describe(&model.checkpoint);
+    let about = format!(
+        "{:.2} bits per quantized weight, scales included; {:.1} GB of weights. What no scheme names is
+stored as it was. `l4tool.manifest.json` says for every weight how it is stored and how large its error is, and for
+every file what its SHA-256 is; `l4tool verify` checks both.",
+        report::bits_per_weight(model, choice, plan),
+        plan.bytes() as f64 / 1e9,
+    );
     files.push(companions::card(&Card {
-        origin: &origin,
-        schemes: &choice.summary(model),
-        bits_per_weight: report::bits_per_weight(model, choice, plan),
-        bytes: plan.bytes(),
-        tool_version: VERSION,
+        origin: &origin::describe(&model.checkpoint),
+        title: "Quantized Llama 4",
+        relation: Some("quantized"),
+        tags: &["compressed-tensors"],
+        entries: &choice.summary(model),
+        about: &about,
         images: model.config.vision.is_some(),
     }));
     files.sort_by(|a, b| a.name.cmp(&b.name));

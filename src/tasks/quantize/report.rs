@@ -11,7 +11,7 @@ use super::{Choice, Job, Options};
 use crate::llama4::{Llama4, Role};
 use crate::output::manifest::WeightRecord;
 use crate::output::plan::Plan;
-use crate::output::preflight;
+use crate::output::preflight::Forecast;
 use crate::output::work::Work;
 use crate::progress::Control;
 use crate::quant::{Errors, Method};
@@ -28,37 +28,13 @@ pub struct DryRun {
     pub output: PathBuf,
     /// One line per scheme.
     pub schemes: Vec<String>,
-    /// Bytes to read.
-    pub bytes_in: u64,
-    /// Bytes of weight files.
-    pub bytes_out: u64,
     /// Bits per quantized weight, scales included.
     pub bits_per_weight: f64,
-    /// Weight files, with their sizes and the number of tensors in each.
-    pub files: Vec<PlannedFile>,
-    /// Number of tensors.
-    pub tensors: usize,
-    /// Number of tasks.
-    pub tasks: usize,
-    /// Most resident memory.
-    pub memory_bytes: u64,
-    /// Free space on the output's disk.
-    pub disk_free_bytes: u64,
-    /// Whether the disk has room.
-    pub disk_fits: bool,
+    /// Files, bytes, memory and disk.
+    #[serde(flatten)]
+    pub forecast: Forecast,
     /// What engines cannot serve.
     pub warnings: Vec<String>,
-}
-
-/// A weight file that would be made.
-#[derive(Clone, Debug, Serialize)]
-pub struct PlannedFile {
-    /// Its name.
-    pub name: String,
-    /// Its size.
-    pub bytes: u64,
-    /// Tensors in it.
-    pub tensors: usize,
 }
 
 impl DryRun {
@@ -69,24 +45,13 @@ impl DryRun {
         plan: &Plan,
         control: &Control<'_>,
     ) -> Result<Self> {
-        let disk_free_bytes = preflight::disk_free(&options.out)?;
-        let files = plan.files.iter();
         Ok(Self {
             schema: "l4tool.quantize-plan/1",
             source: options.source.clone(),
             output: options.out.clone(),
             schemes: choice.summary(model),
-            bytes_in: plan.source_bytes(),
-            bytes_out: plan.bytes(),
             bits_per_weight: bits_per_weight(model, choice, plan),
-            files: files
-                .map(|file| PlannedFile { name: file.name.clone(), bytes: file.bytes, tensors: file.tensors.len() })
-                .collect(),
-            tensors: plan.tensors.len(),
-            tasks: plan.tasks.len(),
-            memory_bytes: preflight::memory_bytes(plan, control)?,
-            disk_free_bytes,
-            disk_fits: disk_free_bytes >= preflight::disk_needed(&options.out, plan.bytes()),
+            forecast: Forecast::new(plan, &options.out, control)?,
             warnings: choice.warnings.clone(),
         })
     }

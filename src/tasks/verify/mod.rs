@@ -82,6 +82,7 @@ pub fn run(options: &Options, control: &Control<'_>) -> Result<Report> {
     let began = Instant::now();
     options.thresholds.check(options.against.is_some())?;
     let model = Llama4::open(&options.checkpoint)?;
+    model.require_converted()?;
     // What can be refused is refused before hours of reading.
     let reference = options.against.as_deref().map(Llama4::open).transpose()?;
     if let Some(reference) = &reference {

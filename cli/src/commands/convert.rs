@@ -1,0 +1,147 @@
+//! `l4tool convert`.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::{Args, ValueEnum};
+use l4::kernels::Float;
+use l4::output::casting::Overflow;
+use l4::output::converting;
+use l4::output::partial::Existing;
+use l4::tasks::convert::{Job, Options};
+
+use crate::context::Context;
+use crate::exit::Outcome;
+use crate::render;
+use crate::size::Size;
+
+/// Convert a checkpoint to Hugging Face's layout in plain floats: from Meta's files, or from a quantized checkpoint
+///
+/// Reads Meta's `consolidated.*.pth` of any number of ranks with `params.json` and `tokenizer.model`, and every checkpoint
+/// that the other commands read. No code in a pickle is ever executed. INT4 and FP8 are dequantized. The output appears
+/// when it is complete and checked; an interrupted run goes on when the same command is run again.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  l4tool convert Llama-4-Scout-17B-16E-Instruct/original -o scout --to hf --instruct
+  l4tool convert scout-int4 -o scout-bf16 --to hf
+  l4tool convert CHECKPOINT -o OUT --to hf --vision drop --dtype f16")]
+pub(crate) struct Arguments {
+    /// The checkpoint: a folder, a .safetensors file or a .pth file
+    checkpoint: PathBuf,
+    /// The folder to make
+    #[arg(short, long = "output", value_name = "OUT")]
+    output: PathBuf,
+    /// The layout to make
+    #[arg(long, value_name = "LAYOUT")]
+    to: Layout,
+    /// How the routed experts are stored
+    #[arg(long, value_name = "FORM", default_value = "fused")]
+    experts: Experts,
+    /// Format of all weights [default: as they are; bf16 for quantized ones]
+    #[arg(long, value_name = "FORMAT")]
+    dtype: Option<Dtype>,
+    /// Take the largest value of the format for values that are larger, instead of refusing them
+    #[arg(long, requires = "dtype")]
+    clamp: bool,
+    /// Keep the vision part, or make a text-only model
+    #[arg(long, value_name = "WHAT", default_value = "keep")]
+    vision: Vision,
+    /// Meta's files hold an instruction-tuned model (nothing in them tells)
+    #[arg(long)]
+    instruct: bool,
+    /// Most bytes of weights in one output file
+    #[arg(long, value_name = "SIZE", default_value = "5GB")]
+    shard_size: Size,
+    /// Record the SHA-256 of the source's files in the manifest; reads all of the source once more
+    #[arg(long)]
+    hash_source: bool,
+    /// Print what would be done: files, bytes, memory, disk
+    #[arg(long)]
+    dry_run: bool,
+    /// Replace an existing output
+    #[arg(long)]
+    force: bool,
+    /// Throw an interrupted run's work away and start over
+    #[arg(long)]
+    restart: bool,
+}
+
+/// Layouts to make.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Layout {
+    /// Hugging Face: safetensors, config.json, tokenizer.json
+    Hf,
+}
+
+/// How the routed experts are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Experts {
+    /// All of a layer in two tensors, as published
+    Fused,
+    /// Three matrices for each expert
+    PerExpert,
+}
+
+/// Number formats.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Dtype {
+    /// bfloat16
+    Bf16,
+    /// IEEE half precision
+    F16,
+    /// IEEE single precision
+    F32,
+}
+
+/// What becomes of the vision part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Vision {
+    /// It stays
+    Keep,
+    /// It is left out: Llama4ForCausalLM
+    Drop,
+}
+
+/// Runs the command.
+pub(crate) fn run(arguments: Arguments, context: &Context) -> Result<Outcome> {
+    let dry_run = arguments.dry_run;
+    let options = arguments.options();
+    let job = Job::new(&options)?;
+    if dry_run {
+        let report = job.dry_run(&context.control())?;
+        context.print(&report, render::convert::plan)?;
+        return Ok(if report.forecast.disk_fits { Outcome::Yes } else { Outcome::No });
+    }
+    // Before the work, not after hours of it.
+    for note in job.notes() {
+        context.note(&format!("note: {note}"));
+    }
+    let report = job.run(&context.control())?;
+    context.print(&report, |report| render::convert::report(report, context.verbose))?;
+    Ok(Outcome::Yes)
+}
+
+impl Arguments {
+    fn options(self) -> Options {
+        let Layout::Hf = self.to;
+        Options {
+            source: self.checkpoint,
+            out: self.output,
+            experts: match self.experts {
+                Experts::Fused => converting::Experts::Fused,
+                Experts::PerExpert => converting::Experts::PerExpert,
+            },
+            float: self.dtype.map(|dtype| match dtype {
+                Dtype::Bf16 => Float::BF16,
+                Dtype::F16 => Float::F16,
+                Dtype::F32 => Float::F32,
+            }),
+            overflow: if self.clamp { Overflow::Clamp } else { Overflow::Refuse },
+            text_only: self.vision == Vision::Drop,
+            instruct: self.instruct,
+            shard_bytes_max: self.shard_size.0,
+            existing: Existing { force: self.force, restart: self.restart },
+            hash_source: self.hash_source,
+        }
+    }
+}
