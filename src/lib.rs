@@ -8,6 +8,7 @@
 pub mod error;
 pub mod progress;
 
+pub mod files;
 pub mod parallel;
 
 pub mod dtype;
@@ -15,9 +16,12 @@ pub mod kernels;
 pub mod quant;
 
 pub mod checkpoint;
+pub mod hub;
 pub mod llama4;
 
 pub mod model;
+
+pub mod calibration;
 pub mod output;
 
 pub mod tasks;

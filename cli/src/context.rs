@@ -19,6 +19,8 @@ pub(crate) struct Context {
     pub(crate) json: bool,
     /// Colours on standard output.
     pub(crate) color: bool,
+    /// Whether a person looks at standard output: it is a terminal, or colours are wanted in any case.
+    pub(crate) terminal: bool,
     /// Say less.
     pub(crate) quiet: bool,
     /// Say more.
@@ -52,6 +54,7 @@ impl Context {
         Ok(Self {
             json: global.json,
             color,
+            terminal: io::stdout().is_terminal() || global.color == ColorMode::Always,
             quiet: global.quiet,
             verbose: global.verbose,
             threads,
@@ -68,7 +71,18 @@ impl Context {
 
     /// Prints a report: as JSON with `--json`, otherwise as the text that `render` makes of it.
     pub(crate) fn print<R: Serialize>(&self, report: &R, render: impl FnOnce(&R) -> String) -> Result<()> {
-        let text = if self.json { serde_json::to_string_pretty(report)? + "\n" } else { render(report) };
+        if self.json {
+            return self.print_json(report);
+        }
+        self.print_text(&render(report))
+    }
+
+    /// Prints a report as JSON.
+    pub(crate) fn print_json<R: Serialize>(&self, report: &R) -> Result<()> {
+        self.print_text(&(serde_json::to_string_pretty(report)? + "\n"))
+    }
+
+    fn print_text(&self, text: &str) -> Result<()> {
         match io::stdout().write_all(text.as_bytes()).and_then(|()| io::stdout().flush()) {
             // A reader that has seen enough does not change the answer.
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),

@@ -59,4 +59,21 @@ impl Tokenizer {
         let encoding = self.0.encode(text, true).map_err(|error| anyhow!("tokenizing the text: {error}"))?;
         Ok(encoding.get_ids().to_vec())
     }
+
+    /// The tokens of `text` and nothing else. Special tokens that are spelled out in it are found.
+    ///
+    /// # Errors
+    /// The tokenizer cannot encode it.
+    pub fn encode_plain(&self, text: &str) -> Result<Vec<u32>> {
+        let encoding = self.0.encode(text, false).map_err(|error| anyhow!("tokenizing the text: {error}"))?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// The tokens that the tokenizer puts before a text: `<|begin_of_text|>` in Llama's.
+    ///
+    /// # Errors
+    /// The tokenizer cannot encode an empty text.
+    pub fn beginning(&self) -> Result<Vec<u32>> {
+        self.encode("")
+    }
 }

@@ -16,7 +16,7 @@ use super::names::{Part, Prefixes, Role, logical_name};
 use super::pieces::Pieces;
 use super::ranks;
 use super::shards::Cut;
-use crate::checkpoint::{Checkpoint, TensorInfo};
+use crate::checkpoint::{Checkpoint, Remote, TensorInfo};
 use crate::kernels::Float;
 use crate::quant::Layout;
 use crate::quant::scheme::Scheme;
@@ -214,6 +214,16 @@ impl Llama4 {
         problems.sort_by(|a, b| (a.kind, &a.name).cmp(&(b.kind, &b.name)));
         let by_name = weights.iter().enumerate().map(|(index, weight)| (weight.name.clone(), index)).collect();
         Self { checkpoint, config, weights, problems, owner, dialect, pieces, shards: Vec::new(), by_name }
+    }
+
+    /// As [`Llama4::open`], for a checkpoint that lies elsewhere and that messages call `path`; its weights cannot be read.
+    ///
+    /// # Errors
+    /// As [`Llama4::open`], or the headers cannot be fetched.
+    pub fn open_remote(path: &Path, remote: &dyn Remote) -> Result<Self> {
+        let checkpoint = Checkpoint::open_remote(path, remote)?;
+        let config = Config::of(&checkpoint).with_context(|| format!("opening `{}`", path.display()))?;
+        Ok(Self::assign(checkpoint, config))
     }
 
     /// The weight of that role; `layer` and `expert` as the role has them.

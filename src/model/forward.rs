@@ -24,10 +24,12 @@ pub struct Forward<'a> {
     sequences: Vec<Range<usize>>,
 }
 
-/// The three matrices of a feed-forward network: gate, up, down.
-const SHARED: [Role; 3] = [Role::SharedGate, Role::SharedUp, Role::SharedDown];
-const DENSE: [Role; 3] = [Role::DenseGate, Role::DenseUp, Role::DenseDown];
-const EXPERT: [Role; 3] = [Role::ExpertGate, Role::ExpertUp, Role::ExpertDown];
+/// The three matrices of a feed-forward network: gate, up, down. Here the shared expert's.
+pub const SHARED: [Role; 3] = [Role::SharedGate, Role::SharedUp, Role::SharedDown];
+/// Those of a layer without experts.
+pub const DENSE: [Role; 3] = [Role::DenseGate, Role::DenseUp, Role::DenseDown];
+/// Those of a routed expert.
+pub const EXPERT: [Role; 3] = [Role::ExpertGate, Role::ExpertUp, Role::ExpertDown];
 
 impl<'a> Forward<'a> {
     /// Prepares to run sequences of these lengths, each from position 0.
@@ -79,10 +81,9 @@ impl<'a> Forward<'a> {
     /// If `hidden` does not hold the tokens of all sequences.
     pub fn layer(&self, layer: usize, hidden: &mut [f32]) -> Option<Vec<f32>> {
         let text = &self.model.config.text;
-        let eps = text.rms_norm_eps as f32;
-        let x = rms_norm(hidden, &self.vector(Role::InputNorm, layer), eps);
+        let x = self.normed(Role::InputNorm, layer, hidden);
         add(hidden, &self.attention(layer, &x));
-        let x = rms_norm(hidden, &self.vector(Role::PostAttentionNorm, layer), eps);
+        let x = self.normed(Role::PostAttentionNorm, layer, hidden);
         if !text.moe_layers[layer] {
             add(hidden, &self.mlp(DENSE, layer, None, &x));
             return None;
@@ -119,15 +120,37 @@ impl<'a> Forward<'a> {
     }
 
     fn attention(&self, layer: usize, x: &[f32]) -> Vec<f32> {
-        let text = &self.model.config.text;
-        let options = attention_options(text, layer);
-        let mut query = self.linear(Role::Query, layer, x); // [tokens, heads * head_dim]
-        let mut key = self.linear(Role::Key, layer, x); // [tokens, kv_heads * head_dim]
+        let query = self.linear(Role::Query, layer, x); // [tokens, heads * head_dim]
+        let key = self.linear(Role::Key, layer, x); // [tokens, kv_heads * head_dim]
         let value = self.linear(Role::Value, layer, x);
+        let out = self.attend(layer, &self.sequences, query, key, &value);
+        self.linear(Role::AttentionOutput, layer, &out)
+    }
+
+    /// What the heads of a layer give for `sequences`, which follow one another without gaps: `query` is
+    /// `[tokens, heads * head_dim]`, as the result is; `key` and `value` are `[tokens, kv_heads * head_dim]`.
+    ///
+    /// # Panics
+    /// If lengths do not agree, or a sequence is longer than any that [`Forward::new`] was told of.
+    pub fn attend(
+        &self,
+        layer: usize,
+        sequences: &[Range<usize>],
+        mut query: Vec<f32>,
+        mut key: Vec<f32>,
+        value: &[f32],
+    ) -> Vec<f32> {
+        let text = &self.model.config.text;
         let mut out = vec![0.0; query.len()];
         let rope = text.rope_layers[layer].then_some(&self.rope);
-        attend(&options, rope, &self.sequences, &mut query, &mut key, &value, &mut out);
-        self.linear(Role::AttentionOutput, layer, &out)
+        attend(&attention_options(text, layer), rope, sequences, &mut query, &mut key, value, &mut out);
+        out
+    }
+
+    /// The residual stream after one of a layer's two norms.
+    pub fn normed(&self, role: Role, layer: usize, hidden: &[f32]) -> Vec<f32> {
+        let norm = self.model.plain_values(self.weight(role, Some(layer), None));
+        rms_norm(hidden, &norm, self.model.config.text.rms_norm_eps as f32)
     }
 
     /// `down(silu(gate(x)) * up(x))`.
@@ -141,6 +164,12 @@ impl<'a> Forward<'a> {
     /// A linear map of a layer, with its bias where the model has biases.
     fn linear(&self, role: Role, layer: usize, x: &[f32]) -> Vec<f32> {
         let mut y = weights::apply(self.model, self.weight(role, Some(layer), None), x);
+        self.add_bias(role, layer, &mut y);
+        y
+    }
+
+    /// Adds the bias of a linear map of a layer to its results, where the model has biases.
+    pub fn add_bias(&self, role: Role, layer: usize, y: &mut [f32]) {
         let bias = format!("{}.bias", logical_name(role, Some(layer), None));
         if let Some(bias) = self.model.named(&bias) {
             let bias = self.model.plain_values(bias);
@@ -148,14 +177,13 @@ impl<'a> Forward<'a> {
                 row.iter_mut().zip(&bias).for_each(|(y, bias)| *y += bias);
             }
         }
-        y
     }
 
-    fn vector(&self, role: Role, layer: usize) -> Vec<f32> {
-        self.model.plain_values(self.weight(role, Some(layer), None))
-    }
-
-    fn weight(&self, role: Role, layer: Option<usize>, expert: Option<usize>) -> &'a Weight {
+    /// A weight of the model; `layer` and `expert` as the role has them.
+    ///
+    /// # Panics
+    /// If the config promises no such weight.
+    pub fn weight(&self, role: Role, layer: Option<usize>, expert: Option<usize>) -> &'a Weight {
         self.model.weight(role, layer, expert).expect("a complete model has every weight of its config")
     }
 }

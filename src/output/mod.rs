@@ -27,6 +27,7 @@ mod quantizing;
 pub mod repacking;
 pub mod sharding;
 pub mod tensor_file;
+pub mod whole_file;
 pub mod work;
 
 #[cfg(test)]

@@ -1,24 +1,20 @@
 //! A safetensors file that is filled in any order and appears when it is complete.
 
-use std::fs::File;
-use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::collections::BTreeMap;
+use std::path::Path;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 
 use super::header;
 use super::plan::OutTensor;
+use super::whole_file::WholeFile;
 use crate::dtype::Dtype;
-use crate::error::hint;
 
 /// A file in the making. Dropped before [`TensorFile::finish`], it leaves nothing behind.
 #[derive(Debug)]
 pub struct TensorFile {
-    path: PathBuf,
-    partial: PathBuf,
-    file: File,
+    file: WholeFile,
     starts: Vec<u64>,
-    finished: bool,
 }
 
 impl TensorFile {
@@ -27,29 +23,37 @@ impl TensorFile {
     /// # Errors
     /// The file exists, or cannot be created; a shape has no size.
     pub fn create(path: &Path, tensors: &[(&str, Dtype, &[u64])]) -> Result<Self> {
-        if path.exists() {
-            return Err(hint(format!("`{}` exists", path.display()), "remove it, or choose another file"));
-        }
+        Self::create_with(path, tensors, &BTreeMap::new(), false)
+    }
+
+    /// The same with metadata of its own, and perhaps in place of a file that is there.
+    ///
+    /// # Errors
+    /// As [`TensorFile::create`].
+    pub fn create_with(
+        path: &Path,
+        tensors: &[(&str, Dtype, &[u64])],
+        metadata: &BTreeMap<String, String>,
+        replace: bool,
+    ) -> Result<Self> {
         let mut planned = Vec::new();
         for &(name, dtype, shape) in tensors {
             let Some(bytes) = dtype.bytes_of(shape) else { bail!("`{name}`: {dtype} {shape:?} has no size") };
             let shape = shape.to_vec();
             planned.push(OutTensor { name: name.into(), dtype, shape, bytes, file: 0, offset: 0, literal: None });
         }
-        let header = header::encode(&[], 8, planned.iter());
+        let metadata: Vec<(String, String)> =
+            metadata.iter().map(|(key, value)| (key.clone(), value.clone())).collect();
+        let header = header::encode(&metadata, 8, planned.iter());
         let mut end = header.len() as u64;
         let starts = planned.iter().map(|tensor| {
             end += tensor.bytes;
             end - tensor.bytes
         });
         let starts = starts.collect();
-        let mut partial = path.as_os_str().to_owned();
-        partial.push(".partial");
-        let partial = PathBuf::from(partial);
-        let context = || format!("creating `{}`", partial.display());
-        let file = File::create(&partial).with_context(context)?;
-        file.set_len(end).and_then(|()| file.write_all_at(&header, 0)).with_context(context)?;
-        Ok(Self { path: path.into(), partial, file, starts, finished: false })
+        let file = WholeFile::create(path, end, replace)?;
+        file.write(0, &header)?;
+        Ok(Self { file, starts })
     }
 
     /// Writes bytes of tensor `index`, from its byte `offset` on.
@@ -57,27 +61,14 @@ impl TensorFile {
     /// # Errors
     /// The disk refuses.
     pub fn write(&self, index: usize, offset: u64, bytes: &[u8]) -> Result<()> {
-        let context = || format!("writing `{}`", self.partial.display());
-        self.file.write_all_at(bytes, self.starts[index] + offset).with_context(context)
+        self.file.write(self.starts[index] + offset, bytes)
     }
 
     /// Makes the file appear.
     ///
     /// # Errors
     /// The disk refuses.
-    pub fn finish(mut self) -> Result<()> {
-        let context = || format!("finishing `{}`", self.path.display());
-        self.file.sync_all().and_then(|()| std::fs::rename(&self.partial, &self.path)).with_context(context)?;
-        self.finished = true;
-        Ok(())
-    }
-}
-
-impl Drop for TensorFile {
-    fn drop(&mut self) {
-        if !self.finished {
-            // What stays behind says `.partial` in its name.
-            let _ = std::fs::remove_file(&self.partial);
-        }
+    pub fn finish(self) -> Result<()> {
+        self.file.finish()
     }
 }

@@ -4,7 +4,7 @@
 
 use super::NonFinite;
 pub use crate::kernels::gemm::Layout;
-use crate::kernels::{Float, LANES, Lanes, Simd};
+use crate::kernels::{Float, Kernel, LANES, Lanes, Simd, dispatch};
 
 /// A view of a matrix of `outs` x `ins` values, at any alignment.
 #[derive(Clone, Copy, Debug)]
@@ -58,6 +58,18 @@ impl<'a> Block<'a> {
     /// How it is stored.
     pub fn layout(&self) -> Layout {
         self.layout
+    }
+
+    /// The outputs `first..first + outs` as a matrix of their own.
+    ///
+    /// # Panics
+    ///
+    /// There are fewer outputs.
+    pub fn outputs(&self, first: usize, outs: usize) -> Self {
+        assert!(first <= self.outs && outs <= self.outs - first, "outputs {first}.. of {}", self.outs);
+        let step = if self.layout == Layout::OutIn { self.stride } else { 1 };
+        let from = (first * step * self.float.bytes()).min(self.bytes.len());
+        Self { bytes: &self.bytes[from..], outs, ..*self }
     }
 
     /// One element.
@@ -116,6 +128,11 @@ impl<'a> Block<'a> {
             (Layout::OutIn, Float::F16) => self.load_out_in::<S, 1>(s, first_out, (first_in, ins), rows, tiles),
             (Layout::OutIn, Float::F32) => self.load_out_in::<S, 2>(s, first_out, (first_in, ins), rows, tiles),
         }
+    }
+
+    /// [`Block::load_tiles`] for callers that are not compiled for an instruction set themselves.
+    pub(super) fn tiles(&self, first_out: usize, inputs: (usize, usize), rows: usize, tiles: &mut [Lanes]) {
+        dispatch(LoadTiles { block: self, first_out, inputs, rows, tiles });
     }
 
     /// Rows are inputs: a vector is sixteen neighbours of a stored row.
@@ -200,6 +217,24 @@ impl<'a> Block<'a> {
             (Float::F16, false) => load_part::<S, 1>(s, bytes),
             (Float::F32, false) => load_part::<S, 2>(s, bytes),
         }
+    }
+}
+
+/// [`Block::tiles`].
+struct LoadTiles<'a, 'b> {
+    block: &'a Block<'b>,
+    first_out: usize,
+    inputs: (usize, usize),
+    rows: usize,
+    tiles: &'a mut [Lanes],
+}
+
+impl Kernel for LoadTiles<'_, '_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        self.block.load_tiles(s, self.first_out, self.inputs, self.rows, self.tiles);
     }
 }
 

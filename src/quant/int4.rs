@@ -7,14 +7,14 @@
 //! errors are measured against that. How groups are searched is in [`group`]; reading back is in [`dequantize`].
 
 mod dequantize;
-mod group;
+pub(super) mod group;
 
 use half::bf16;
 
 use super::{Block, ErrorRows, Layout, Method, NonFinite};
 use crate::dtype::int4;
 use crate::kernels::{Kernel, LANES, Lanes, Simd, Words, dispatch};
-use group::{Coded, Job};
+use group::{Choice, Coded, Job};
 
 pub use dequantize::{Packed, dequantize, pack_zero_points, unpack_zero_points};
 
@@ -57,30 +57,70 @@ pub struct Int4Out<'a> {
 ///
 /// The group size does not divide the inputs, or a slice is too short.
 pub fn quantize(block: &Block<'_>, params: &Params, out: Int4Out<'_>, sums: ErrorRows<'_>) -> Result<(), NonFinite> {
-    let (outs, ins, group) = (block.outs(), block.ins(), params.group_size);
+    quantize_weighted(block, params, None, out, sums)
+}
+
+/// [`quantize`], where an error counts as much as its input matters: `importance` holds a weight for each input of the
+/// stripe, as the mean square of its activations. [`Method::Search`] then minimizes the weighted squared error, and is
+/// never worse than round-to-nearest by that measure on any group; the sums stay those of plain squared errors.
+/// [`Method::Rtn`] ignores it.
+///
+/// # Errors
+///
+/// As for [`quantize`].
+///
+/// # Panics
+///
+/// As for [`quantize`]; or there is not one importance per input, or one is negative or not finite.
+pub fn quantize_weighted(
+    block: &Block<'_>,
+    params: &Params,
+    importance: Option<&[f32]>,
+    out: Int4Out<'_>,
+    sums: ErrorRows<'_>,
+) -> Result<(), NonFinite> {
+    check(block, params.group_size, params.symmetric, &out, &sums);
+    let importance = importance.map(|importance| relative(importance, block.ins(), params.group_size));
+    let (group, search) = (params.group_size, params.method == Method::Search);
+    let stripe = Stripe::<false> { block, group, search, importance: importance.as_deref(), out, sums };
+    if params.symmetric { dispatch(stripe) } else { dispatch(stripe.asymmetric()) }
+}
+
+/// Importance relative to the largest of its group, so that no weighted sum leaves the range of floats. A group in which
+/// nothing matters counts as one in which everything matters alike.
+fn relative(importance: &[f32], ins: usize, group: usize) -> Vec<f32> {
+    assert_eq!(importance.len(), ins, "importance per input");
+    assert!(importance.iter().all(|&x| x >= 0.0 && x.is_finite()), "importance is finite and not negative");
+    let mut relative = importance.to_vec();
+    for group in relative.chunks_mut(group) {
+        let most = group.iter().copied().fold(0.0, f32::max);
+        group.iter_mut().for_each(|x| *x = if most > 0.0 { *x / most } else { 1.0 });
+    }
+    relative
+}
+
+/// Panics where slices do not fit the matrix.
+pub(super) fn check(block: &Block<'_>, group: usize, symmetric: bool, out: &Int4Out<'_>, sums: &ErrorRows<'_>) {
+    let (outs, ins) = (block.outs(), block.ins());
     assert!(group > 0 && ins % group == 0, "groups of {group} do not divide {ins} inputs");
     let fits = |len: usize, stride: usize, columns: usize| {
         outs == 0 || columns == 0 || (columns <= stride && (outs - 1) * stride + columns <= len)
     };
     assert!(fits(out.packed.len(), out.packed_stride, int4::words(ins)), "packed: {} words", out.packed.len());
     assert!(fits(out.scales.len(), out.scale_stride, ins / group), "scales: {}", out.scales.len());
-    assert_eq!(out.zero_points.is_none(), params.symmetric, "zero points are for asymmetric codes");
+    assert_eq!(out.zero_points.is_none(), symmetric, "zero points are for asymmetric codes");
     if let Some(zero_points) = &out.zero_points {
         assert!(fits(zero_points.len(), out.scale_stride, ins / group), "zero points: {}", zero_points.len());
     }
     assert_eq!(sums.weight.len(), outs, "error sums per output");
-    match (params.symmetric, params.method) {
-        (true, Method::Rtn) => dispatch(Stripe::<false, false> { block, group, out, sums }),
-        (true, Method::Search) => dispatch(Stripe::<false, true> { block, group, out, sums }),
-        (false, Method::Rtn) => dispatch(Stripe::<true, false> { block, group, out, sums }),
-        (false, Method::Search) => dispatch(Stripe::<true, true> { block, group, out, sums }),
-    }
 }
 
 /// [`quantize`] with its choices made.
-struct Stripe<'a, const ASYMMETRIC: bool, const SEARCH: bool> {
+struct Stripe<'a, const ASYMMETRIC: bool> {
     block: &'a Block<'a>,
     group: usize,
+    search: bool,
+    importance: Option<&'a [f32]>,
     out: Int4Out<'a>,
     sums: ErrorRows<'a>,
 }
@@ -89,12 +129,19 @@ struct Stripe<'a, const ASYMMETRIC: bool, const SEARCH: bool> {
 const PANEL: usize = 1024;
 
 /// Inputs that are loaded together: whole groups and whole words, at least 128 where that can be.
-fn unit_inputs(group: usize) -> usize {
+pub(super) fn unit_inputs(group: usize) -> usize {
     let least = group * [1, 8, 4, 8, 2, 8, 4, 8][group % 8];
     least * (128 / least).max(1)
 }
 
-impl<const ASYMMETRIC: bool, const SEARCH: bool> Kernel for Stripe<'_, ASYMMETRIC, SEARCH> {
+impl<'a> Stripe<'a, false> {
+    fn asymmetric(self) -> Stripe<'a, true> {
+        let Self { block, group, search, importance, out, sums } = self;
+        Stripe { block, group, search, importance, out, sums }
+    }
+}
+
+impl<const ASYMMETRIC: bool> Kernel for Stripe<'_, ASYMMETRIC> {
     type Out = Result<(), NonFinite>;
 
     #[inline(always)]
@@ -129,7 +176,7 @@ impl<const ASYMMETRIC: bool, const SEARCH: bool> Kernel for Stripe<'_, ASYMMETRI
     }
 }
 
-impl<const ASYMMETRIC: bool, const SEARCH: bool> Stripe<'_, ASYMMETRIC, SEARCH> {
+impl<const ASYMMETRIC: bool> Stripe<'_, ASYMMETRIC> {
     /// Quantizes `n` inputs of sixteen outputs, whole groups, and writes everything about them.
     #[inline(always)]
     fn tile<S: Simd>(
@@ -144,7 +191,12 @@ impl<const ASYMMETRIC: bool, const SEARCH: bool> Stripe<'_, ASYMMETRIC, SEARCH> 
         words.fill(Words::ZERO);
         for at in (0..n).step_by(self.group) {
             let job = Job { rows: &tile[at..at + self.group], place: at };
-            match group::quantize::<S, ASYMMETRIC, SEARCH>(s, &job, words, spare) {
+            let choice = match self.importance {
+                _ if !self.search => Choice::Rtn,
+                Some(importance) => Choice::Weighted(&importance[first_in + at..][..self.group]),
+                None => Choice::Search,
+            };
+            match group::quantize::<S, ASYMMETRIC>(s, &job, choice, words, spare) {
                 Some(coded) => self.put_group(&coded, out, (first_in + at) / self.group, lanes),
                 None => {
                     // Name what is not finite, else the group's largest: that one's quantized form is not.
@@ -160,7 +212,8 @@ impl<const ASYMMETRIC: bool, const SEARCH: bool> Stripe<'_, ASYMMETRIC, SEARCH> 
                 }
             }
         }
-        self.put_words(s, out, first_in / int4::PER_WORD, &words[..int4::words(n)], lanes);
+        let to = (&mut *self.out.packed, self.out.packed_stride);
+        put_words(s, to, (out, lanes), first_in / int4::PER_WORD, &words[..int4::words(n)]);
         Ok(())
     }
 
@@ -179,27 +232,32 @@ impl<const ASYMMETRIC: bool, const SEARCH: bool> Stripe<'_, ASYMMETRIC, SEARCH> 
             *self.sums.max_abs = self.sums.max_abs.max(coded.tally.max_abs[lane]);
         }
     }
+}
 
-    /// Writes words of sixteen outputs; `words[w]` holds word `first + w` of each.
-    #[inline(always)]
-    fn put_words<S: Simd>(&mut self, s: S, out: usize, first: usize, words: &[Words], lanes: usize) {
-        let stride = self.out.packed_stride;
-        for (i, sixteen) in words.chunks(LANES).enumerate() {
-            let mut square = [s.isplat(0); LANES];
-            for (vector, words) in square.iter_mut().zip(sixteen) {
-                *vector = s.iload(&words.0);
-            }
-            let square = s.transpose(square);
-            for (lane, &row) in square.iter().enumerate() {
-                if lane < lanes {
-                    let to = &mut self.out.packed[(out + lane) * stride + first + i * LANES..][..sixteen.len()];
-                    if let Ok(to) = to.try_into() {
-                        s.istore(row, to);
-                    } else {
-                        let mut part = [0; LANES];
-                        s.istore(row, &mut part);
-                        to.copy_from_slice(&part[..sixteen.len()]);
-                    }
+/// Writes words of `lanes` outputs from `out` on into rows `stride` apart; `words[w]` holds word `first + w` of each.
+#[inline(always)]
+pub(super) fn put_words<S: Simd>(
+    s: S,
+    (packed, stride): (&mut [u32], usize),
+    (out, lanes): (usize, usize),
+    first: usize,
+    words: &[Words],
+) {
+    for (i, sixteen) in words.chunks(LANES).enumerate() {
+        let mut square = [s.isplat(0); LANES];
+        for (vector, words) in square.iter_mut().zip(sixteen) {
+            *vector = s.iload(&words.0);
+        }
+        let square = s.transpose(square);
+        for (lane, &row) in square.iter().enumerate() {
+            if lane < lanes {
+                let to = &mut packed[(out + lane) * stride + first + i * LANES..][..sixteen.len()];
+                if let Ok(to) = to.try_into() {
+                    s.istore(row, to);
+                } else {
+                    let mut part = [0; LANES];
+                    s.istore(row, &mut part);
+                    to.copy_from_slice(&part[..sixteen.len()]);
                 }
             }
         }

@@ -10,6 +10,8 @@
 
 mod block;
 pub mod fp8;
+pub mod gptq;
+mod hessian;
 pub mod int4;
 mod quotient;
 pub mod recipe;
@@ -22,6 +24,7 @@ mod target;
 mod tests;
 
 pub use block::{Block, Layout};
+pub use hessian::{BadSums, Hessian};
 pub use sums::{ErrorRows, ErrorSums, Errors};
 pub use target::Target;
 

@@ -2,6 +2,7 @@
 
 mod errors;
 mod goldens;
+mod gptq;
 mod naive;
 mod properties;
 

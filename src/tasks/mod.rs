@@ -1,10 +1,13 @@
 //! One module for each thing that a user can ask for: options in, a report out. Tasks do not know each other.
 
+pub mod calibrate;
 pub mod convert;
 pub mod diff;
+pub mod download;
 pub mod inspect;
 pub mod quantize;
 pub mod repack;
+pub mod routing;
 pub mod verify;
 
 /// The most memory that this process had resident at any time, where the system tells (Linux).

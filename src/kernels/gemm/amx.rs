@@ -121,7 +121,7 @@ impl Micro for Tiles {
         let blocks = k / DEPTH;
         let (a, b, acc) = (&a[..blocks * PARTS * 2 * TILE_LEN], &b[..blocks * 2 * PAIRS_LEN], &mut acc[..ROWS * COLS]);
         if blocks == 0 {
-            acc.fill(0.0);
+            // Nothing to add.
         } else if rows <= TILE {
             // SAFETY: the slices are as long as the loop reads and writes; `enter` has configured the tiles.
             unsafe { tile_upper(blocks, a.as_ptr(), b.as_ptr(), acc.as_mut_ptr()) }
@@ -240,7 +240,10 @@ unsafe fn tile_both(blocks: usize, a: *const u16, b: *const u32, acc: *mut f32) 
     // SAFETY: reads and writes exactly what the contract names; all registers that change are declared.
     unsafe {
         asm!(
-            "tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3",
+            "tileloadd tmm0, [{acc} + {out_row}]",
+            "tileloadd tmm1, [{acc} + {out_row} + 64]",
+            "tileloadd tmm2, [{acc} + {out_row} + 2048]",
+            "tileloadd tmm3, [{acc} + {out_row} + 2112]",
             "2:",
             "tileloadd tmm6, [{b} + {row}]",
             "tileloadd tmm7, [{b} + {row} + 1024]",
@@ -281,7 +284,8 @@ unsafe fn tile_upper(blocks: usize, a: *const u16, b: *const u32, acc: *mut f32)
     // SAFETY: reads and writes no more than the contract names; all registers that change are declared.
     unsafe {
         asm!(
-            "tilezero tmm0", "tilezero tmm1",
+            "tileloadd tmm0, [{acc} + {out_row}]",
+            "tileloadd tmm1, [{acc} + {out_row} + 64]",
             "2:",
             "tileloadd tmm6, [{b} + {row}]",
             "tileloadd tmm7, [{b} + {row} + 1024]",

@@ -1,7 +1,6 @@
 //! The float32 micro-kernel for AVX-512: a tile of up to 12 rows by 32 columns in 24 registers.
 
-use super::driver::{Micro, WeightBlock};
-use super::thin::{self, Vector};
+use super::driver::{Micro, MicroF32, WeightBlock};
 use super::{Kind, Layout, View, Weight, portable};
 use std::arch::x86_64::{
     __m512, _mm256_loadu_si256, _mm512_castpd_ps, _mm512_castps_pd, _mm512_castsi512_ps, _mm512_cvtepu16_epi32,
@@ -29,7 +28,7 @@ impl Micro for Zmm {
     const ROWS: usize = ROWS;
     const COLS: usize = COLS;
     const K_STEP: usize = 1;
-    const K_BLOCK: usize = 512;
+    const K_BLOCK: usize = super::K_BLOCK;
     const A_PARTS: usize = 1;
 
     fn pack_x(x: View<f32>, from: usize, k: usize, out: &mut [f32]) {
@@ -55,6 +54,18 @@ impl Micro for Zmm {
             }
         }
     }
+}
+
+impl MicroF32 for Zmm {
+    fn pack_columns(x: View<f32>, block: WeightBlock, out: &mut [f32]) {
+        // SAFETY: `matmul_with` and `update_with` refuse this path where `available` is false.
+        unsafe { pack_columns(x, block, out) }
+    }
+}
+
+#[target_feature(enable = "avx512f,avx512bw")]
+fn pack_columns(x: View<f32>, block: WeightBlock, out: &mut [f32]) {
+    portable::pack_in_out::<ROWS, f32>(x, block, out);
 }
 
 #[target_feature(enable = "avx512f,avx512bw")]
@@ -84,11 +95,27 @@ fn pack_w<W: Weight>(w: View<W>, layout: Layout, block: WeightBlock, out: &mut [
 fn widen_line<W: Weight>(row: &[W], start: usize) -> __m512 {
     let rest = row.get(start..).unwrap_or(&[]);
     if let Some(line) = rest.first_chunk::<SIDE>() {
-        return Zmm::load(line);
+        return load(line);
     }
     let mut line = [0.0f32; SIDE];
     line.iter_mut().zip(rest).for_each(|(line, value)| *line = value.widen());
-    Zmm::load(&line)
+    load(&line)
+}
+
+/// Sixteen elements, widened.
+#[target_feature(enable = "avx512f,avx512bw")]
+fn load<W: Weight>(from: &[W; SIDE]) -> __m512 {
+    // SAFETY: `from` is 16 elements of the type that `KIND` names.
+    unsafe {
+        match W::KIND {
+            Kind::Bf16 => {
+                let bits = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.as_ptr().cast()));
+                _mm512_castsi512_ps(_mm512_slli_epi32::<16>(bits))
+            }
+            Kind::F16 => _mm512_cvtph_ps(_mm256_loadu_si256(from.as_ptr().cast())),
+            Kind::F32 => _mm512_loadu_ps(from.as_ptr().cast()),
+        }
+    }
 }
 
 /// The transpose of a 16 x 16 block: in pairs, in fours, then the 128-bit quarters among themselves.
@@ -122,55 +149,15 @@ pub(super) fn transpose(rows: [__m512; SIDE]) -> [__m512; SIDE] {
     columns
 }
 
-impl Vector for Zmm {
-    const MANY: bool = true;
-    type V = __m512;
-
-    #[inline(always)]
-    fn splat(value: f32) -> __m512 {
-        // SAFETY: only reached where `available` is true.
-        unsafe { _mm512_set1_ps(value) }
-    }
-
-    #[inline(always)]
-    fn load<W: Weight>(from: &[W; SIDE]) -> __m512 {
-        // SAFETY: only reached where `available` is true; `from` is 16 elements of the type that `KIND` names.
-        unsafe {
-            match W::KIND {
-                Kind::Bf16 => {
-                    let bits = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.as_ptr().cast()));
-                    _mm512_castsi512_ps(_mm512_slli_epi32::<16>(bits))
-                }
-                Kind::F16 => _mm512_cvtph_ps(_mm256_loadu_si256(from.as_ptr().cast())),
-                Kind::F32 => _mm512_loadu_ps(from.as_ptr().cast()),
-            }
-        }
-    }
-
-    #[inline(always)]
-    fn store(value: __m512, to: &mut [f32; SIDE]) {
-        // SAFETY: only reached where `available` is true; `to` is 16 floats.
-        unsafe { _mm512_storeu_ps(to.as_mut_ptr(), value) }
-    }
-
-    #[inline(always)]
-    fn multiply_add(a: __m512, b: __m512, c: __m512) -> __m512 {
-        // SAFETY: only reached where `available` is true.
-        unsafe { _mm512_fmadd_ps(a, b, c) }
-    }
-}
-
-/// The thin product, compiled for AVX-512. The caller has checked that it is available.
-#[target_feature(enable = "avx512f,avx512bw")]
-pub(super) fn thin<W: Weight>(x: View<f32>, w: View<W>, layout: Layout, col: usize, out: &mut [f32]) {
-    thin::body::<Zmm, W>(x, w, layout, col, out);
-}
-
 /// The first `LIVE` rows of a tile: the last panel of a matrix seldom has all twelve.
 #[target_feature(enable = "avx512f,avx512bw")]
 fn tile<const LIVE: usize>(a: &[f32], b: &[f32], acc: &mut [f32]) {
     let (a, b) = (a.as_chunks::<ROWS>().0, b.as_chunks::<COLS>().0);
     let mut sums = [[_mm512_setzero_ps(); 2]; LIVE];
+    for (sums, from) in sums.iter_mut().zip(acc.as_chunks::<COLS>().0) {
+        // SAFETY: `from` is an array of 32 floats.
+        *sums = unsafe { [_mm512_loadu_ps(from.as_ptr()), _mm512_loadu_ps(from.as_ptr().add(16))] };
+    }
     for (a, b) in a.iter().zip(b) {
         // SAFETY: `b` is an array of 32 floats.
         let (low, high) = unsafe { (_mm512_loadu_ps(b.as_ptr()), _mm512_loadu_ps(b.as_ptr().add(16))) };

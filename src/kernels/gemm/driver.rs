@@ -1,10 +1,14 @@
 //! Blocking and threads around a micro-kernel: pack the activations once, pack each panel of weights once, multiply tiles.
 //!
+//! What an element of the output is does not depend on where tiles, tasks or super-blocks begin: a product is the sum, in
+//! order, of one chain of fused multiply-adds for each block of `K_BLOCK` inputs; an update is one chain that begins with
+//! what the element held.
+//!
 //! The loops, outermost first: super-blocks of rows (bounds the packed activations); tasks of `columns x rows` over the
 //! rayon pool; blocks of `K_BLOCK` inputs (the panel of weights is packed to float32 or BF16 here and lives in the L2
 //! cache); blocks of rows that share the L2 cache with it; tiles. Knows no instruction set: that is the micro-kernel's.
 
-use super::{Layout, Threads, View, ViewMut, Weight};
+use super::{Layout, Left, Threads, Update, View, ViewMut, Weight};
 use rayon::prelude::*;
 use std::marker::PhantomData;
 
@@ -36,8 +40,16 @@ pub(super) trait Micro {
     /// Packs inputs `from..from + k` of outputs `col..col + cols` as panels of `COLS` outputs, each of
     /// `COLS * k.next_multiple_of(K_STEP) / B_INPUTS` elements; the last is padded with zeros.
     fn pack_w<W: Weight>(w: View<W>, layout: Layout, block: WeightBlock, out: &mut [Self::B]);
-    /// `acc[i * COLS + j] = sum over k` of the packed operands; only the first `rows` rows need be right. `k` is padded.
+    /// `acc[i * COLS + j] += sum over k` of the packed operands, one product after another; only the first `rows` rows need
+    /// be right. `k` is padded.
     fn tile(k: usize, rows: usize, a: &[Self::A], b: &[Self::B], acc: &mut [f32]);
+}
+
+/// A micro-kernel in float32, which can also take its left operand by columns.
+pub(super) trait MicroF32: Micro<A = f32, B = f32> {
+    /// Packs inputs `from..from + k` of rows `col..col + cols` (at most `ROWS`) of the transpose of `x` into `ROWS * k`
+    /// elements.
+    fn pack_columns(x: View<f32>, block: WeightBlock, out: &mut [f32]);
 }
 
 /// A part of the weight matrix, in outputs and inputs whatever the layout.
@@ -113,24 +125,68 @@ struct Task {
     cols: usize,
 }
 
+/// What is done with the sums of tiles.
+#[derive(Clone, Copy, PartialEq)]
+enum Into {
+    /// The sum of each block of inputs is added to those before it.
+    Product,
+    /// Chains begin with what the output holds. `lower`: only columns up to the row's own index are touched.
+    Update { lower: bool },
+}
+
 /// `y = x * W` by the micro-kernel `M`.
 pub(super) fn run<M: Micro, W: Weight>(threads: Threads, x: View<f32>, w: View<W>, layout: Layout, y: ViewMut<f32>) {
-    assert!(M::ROWS * M::COLS <= TILE_MAX && M::K_BLOCK.is_multiple_of(M::K_STEP));
-    let y = Shared::new(y);
     if x.cols() == 0 {
+        let y = Shared::new(y);
         for row in 0..y.rows {
             // SAFETY: one piece at a time, on one thread.
             unsafe { y.piece(row, 0, y.cols) }.fill(0.0);
         }
         return;
     }
+    let pack = |row: usize, rows: usize, from: usize, k: usize, out: &mut [M::A]| {
+        M::pack_x(x.row_range(row, row + rows), from, k, out);
+    };
+    blocked::<M, W>(threads, (x.rows(), x.cols()), pack, (w, layout), Into::Product, y);
+}
+
+/// [`super::update`] by the micro-kernel `M`.
+pub(super) fn update<M: MicroF32>(threads: Threads, update: &Update<'_>, c: ViewMut<f32>) {
+    let Update { subtract, left, right, layout, lower } = *update;
+    let pack = |row: usize, rows: usize, from: usize, k: usize, out: &mut [f32]| {
+        match left {
+            Left::Rows(x) => M::pack_x(x.row_range(row, row + rows), from, k, out),
+            Left::Columns(x) => M::pack_columns(x, WeightBlock { col: row, cols: rows, from, k }, out),
+        }
+        if subtract {
+            out.iter_mut().for_each(|value| *value = -*value);
+        }
+    };
+    let shape = (left.rows(), left.inputs());
+    blocked::<M, f32>(threads, shape, pack, (right, layout), Into::Update { lower }, c);
+}
+
+/// The loops over super-blocks and tasks; `pack(row, rows, from, k, out)` packs a panel of the left operand.
+fn blocked<M: Micro, W: Weight>(
+    threads: Threads,
+    (rows, k): (usize, usize),
+    pack: impl Fn(usize, usize, usize, usize, &mut [M::A]) + Sync,
+    (w, layout): (View<W>, Layout),
+    into: Into,
+    y: ViewMut<f32>,
+) {
+    assert!(M::ROWS * M::COLS <= TILE_MAX && M::K_BLOCK.is_multiple_of(M::K_STEP));
+    let y = Shared::new(y);
     let super_rows = SUPER_ROWS.next_multiple_of(M::ROWS);
-    for start in (0..x.rows()).step_by(super_rows) {
-        let block = x.row_range(start, (start + super_rows).min(x.rows()));
-        let packed = Packed { first: start, k: x.cols(), panels: pack_rows::<M>(threads, block) };
-        let tasks = tasks::<M>(threads, block.rows(), y.cols);
+    for first in (0..rows).step_by(super_rows) {
+        let count = super_rows.min(rows - first);
+        let packed = Packed { first, k, panels: pack_rows::<M>(threads, (first, count), k, &pack) };
+        let mut tasks = tasks::<M>(threads, count, y.cols);
+        if into == (Into::Update { lower: true }) {
+            tasks.retain(|task| task.col < first + task.row + task.rows);
+        }
         let work = |scratch: &mut Vec<M::B>, task: &Task| {
-            multiply::<M, W>(*task, &packed, scratch, w, layout, &y);
+            multiply::<M, W>(*task, &packed, scratch, (w, layout), into, &y);
         };
         match threads {
             Threads::One => {
@@ -148,17 +204,22 @@ fn panel_len<M: Micro>(k: usize) -> usize {
     (full * M::K_BLOCK + rest.next_multiple_of(M::K_STEP)) * M::ROWS * M::A_PARTS
 }
 
-/// Packs all rows: panels of `ROWS` rows, each as consecutive blocks of `K_BLOCK` inputs.
-fn pack_rows<M: Micro>(threads: Threads, x: View<f32>) -> Vec<M::A> {
-    let len = panel_len::<M>(x.cols());
-    let mut packed = vec![M::A::default(); len * x.rows().div_ceil(M::ROWS)];
+/// Packs the rows `first..first + rows`: panels of `ROWS` rows, each as consecutive blocks of `K_BLOCK` inputs.
+fn pack_rows<M: Micro>(
+    threads: Threads,
+    (first, rows): (usize, usize),
+    inputs: usize,
+    pack: &(impl Fn(usize, usize, usize, usize, &mut [M::A]) + Sync),
+) -> Vec<M::A> {
+    let len = panel_len::<M>(inputs);
+    let mut packed = vec![M::A::default(); len * rows.div_ceil(M::ROWS)];
     let pack = |(panel, out): (usize, &mut [M::A])| {
-        let rows = x.row_range(panel * M::ROWS, ((panel + 1) * M::ROWS).min(x.rows()));
+        let (row, live) = (first + panel * M::ROWS, M::ROWS.min(rows - panel * M::ROWS));
         let mut at = 0;
-        for from in (0..x.cols()).step_by(M::K_BLOCK) {
-            let k = M::K_BLOCK.min(x.cols() - from);
+        for from in (0..inputs).step_by(M::K_BLOCK) {
+            let k = M::K_BLOCK.min(inputs - from);
             let size = k.next_multiple_of(M::K_STEP) * M::ROWS * M::A_PARTS;
-            M::pack_x(rows, from, k, &mut out[at..at + size]);
+            pack(row, live, from, k, &mut out[at..at + size]);
             at += size;
         }
     };
@@ -192,8 +253,8 @@ fn multiply<M: Micro, W: Weight>(
     task: Task,
     packed: &Packed<M::A>,
     weights: &mut Vec<M::B>,
-    w: View<W>,
-    layout: Layout,
+    (w, layout): (View<W>, Layout),
+    into: Into,
     y: &Shared,
 ) {
     let k_total = packed.k;
@@ -212,39 +273,57 @@ fn multiply<M: Micro, W: Weight>(
         for row in (task.row..task.row + task.rows).step_by(cache_rows) {
             let part = Task { row, rows: cache_rows.min(task.row + task.rows - row), ..task };
             let a = |row: usize| &packed.panels[row / M::ROWS * panel + from * M::ROWS * M::A_PARTS..];
-            tiles::<M>(part, k_padded, packed.first, a, weights, from == 0, y);
+            let rest = Rest { first: packed.first, begun: from > 0, into };
+            tiles::<M>(part, k_padded, a, weights, &rest, y);
         }
     }
     M::leave();
 }
 
-/// All tiles of a rectangle for one block of inputs, added to the output (or stored, for the first block).
-fn tiles<'p, M: Micro>(
-    part: Task,
-    k: usize,
+/// What tiles need to know to put their sums in place.
+struct Rest {
+    /// The row of the output that the rectangle's row 0 is.
     first: usize,
-    a: impl Fn(usize) -> &'p [M::A],
-    weights: &[M::B],
-    store: bool,
-    y: &Shared,
-) where
+    /// Whether earlier blocks of inputs are in the output.
+    begun: bool,
+    into: Into,
+}
+
+/// All tiles of a rectangle for one block of inputs, put into the output.
+fn tiles<'p, M: Micro>(part: Task, k: usize, a: impl Fn(usize) -> &'p [M::A], weights: &[M::B], rest: &Rest, y: &Shared)
+where
     M::A: 'p,
 {
     let mut acc = [0.0f32; TILE_MAX];
+    let acc = &mut acc[..M::ROWS * M::COLS];
     for (index, b) in weights.chunks(M::COLS * k / M::B_INPUTS).take(part.cols.div_ceil(M::COLS)).enumerate() {
         let col = index * M::COLS;
-        let cols = M::COLS.min(part.cols - col);
         for row in (part.row..part.row + part.rows).step_by(M::ROWS) {
             let rows = M::ROWS.min(part.row + part.rows - row);
-            M::tile(k, rows, a(row), b, &mut acc[..M::ROWS * M::COLS]);
+            // The columns of row `i` that count.
+            let cols = |i: usize| {
+                let most = M::COLS.min(part.cols - col);
+                match rest.into {
+                    Into::Update { lower: true } => most.min((rest.first + row + i + 1).saturating_sub(part.col + col)),
+                    _ => most,
+                }
+            };
+            if cols(rows - 1) == 0 {
+                continue;
+            }
+            // SAFETY: tasks are disjoint rectangles and each runs on one thread; the piece ends with the iteration that asks.
+            let out = |i: usize| unsafe { y.piece(rest.first + row + i, part.col + col, cols(i)) };
+            acc.fill(0.0);
+            if rest.into != Into::Product {
+                (0..rows).for_each(|i| acc[i * M::COLS..i * M::COLS + cols(i)].copy_from_slice(out(i)));
+            }
+            M::tile(k, rows, a(row), b, acc);
             for i in 0..rows {
-                // SAFETY: tasks are disjoint rectangles and each runs on one thread; the piece ends with this iteration.
-                let out = unsafe { y.piece(first + row + i, part.col + col, cols) };
-                let sums = &acc[i * M::COLS..i * M::COLS + cols];
-                if store {
-                    out.copy_from_slice(sums);
+                let sums = &acc[i * M::COLS..i * M::COLS + cols(i)];
+                if rest.into == Into::Product && rest.begun {
+                    out(i).iter_mut().zip(sums).for_each(|(out, sum)| *out += sum);
                 } else {
-                    out.iter_mut().zip(sums).for_each(|(out, sum)| *out += sum);
+                    out(i).copy_from_slice(sums);
                 }
             }
         }

@@ -3,9 +3,10 @@
 //! `y[m, n] = x[m, k] * W`, where the weights lie as `[n, k]` (a Linear) or as `[k, n]` (one expert of a fused tensor).
 //! Knows slices, strides and threads; must not know a file, a tensor name or a config.
 //!
-//! Every path agrees with [`reference`] to a few units of float32 rounding over the sum of the products' magnitudes; paths
-//! are *not* bit-identical with each other (they add in different orders), which is why nothing that is written to a file
-//! may depend on them. Threads are those of the rayon pool that the caller installed.
+//! Every path but AMX gives the bits of [`reference`], whatever the threads and however many rows come in one call, so
+//! files may depend on products. AMX agrees with it to a few units of float32 rounding over the sum of the products'
+//! magnitudes; whoever writes files holds a [`reproducible`] guard, which keeps AMX out. Threads are those of the rayon
+//! pool that the caller installed.
 
 mod driver;
 mod portable;
@@ -23,7 +24,13 @@ mod avx512;
 mod tests;
 
 use std::fmt;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::marker::PhantomData;
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+
+use super::Isa;
+
+/// Inputs whose products are added in one chain. Part of what a product is: another value gives other bits.
+const K_BLOCK: usize = 512;
 
 /// The number types that weights may be stored in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,7 +52,7 @@ mod sealed {
 }
 
 /// A number type that weights may be stored in; widening to float32 is exact.
-pub trait Weight: sealed::Sealed + Copy + Send + Sync + 'static {
+pub trait Weight: sealed::Sealed + bytemuck::Pod + Send + Sync {
     /// Which of them it is.
     const KIND: Kind;
     /// The value as float32, exactly.
@@ -197,7 +204,7 @@ fn check_extent(len: usize, rows: usize, cols: usize, stride: usize) {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum GemmPath {
-    /// [`reference`]: float64 accumulation, one product after another. Slow; the specification.
+    /// [`reference`]: one product after another. Slow; the specification.
     Scalar = 1,
     /// Blocked, plain loops in the compiler's baseline instruction set.
     Portable = 2,
@@ -206,6 +213,7 @@ pub enum GemmPath {
     /// Blocked, AVX-512.
     Avx512 = 4,
     /// Blocked, AMX-BF16 tiles for BF16 weights with activations split into three BF16 parts; AVX-512 for other weights.
+    /// The only path with bits of its own.
     Amx = 5,
 }
 
@@ -270,6 +278,35 @@ pub fn gemm_path() -> GemmPath {
     })
 }
 
+/// How many [`Reproducible`] guards are alive.
+static REPRODUCIBLE: AtomicUsize = AtomicUsize::new(0);
+
+/// While it lives, no product of this process takes a path whose bits are its own.
+#[derive(Debug)]
+#[must_use = "products are reproducible only while the guard lives"]
+pub struct Reproducible(PhantomData<()>);
+
+/// Keeps AMX out of [`matmul`] and [`matmul_serial`] for the whole process until the guard is dropped: for work whose
+/// results are written to files.
+pub fn reproducible() -> Reproducible {
+    REPRODUCIBLE.fetch_add(1, Ordering::SeqCst);
+    Reproducible(PhantomData)
+}
+
+impl Drop for Reproducible {
+    fn drop(&mut self) {
+        REPRODUCIBLE.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// The path for the next product: [`gemm_path`], unless a guard forbids it.
+fn path_now() -> GemmPath {
+    match gemm_path() {
+        GemmPath::Amx if REPRODUCIBLE.load(Ordering::SeqCst) > 0 => GemmPath::Avx512,
+        path => path,
+    }
+}
+
 /// Forces a path for the whole process.
 ///
 /// # Errors
@@ -296,7 +333,7 @@ pub enum Threads {
 /// # Panics
 /// If the shapes do not agree.
 pub fn matmul<W: Weight>(x: View<f32>, w: View<W>, layout: Layout, y: ViewMut<f32>) {
-    matmul_with(gemm_path(), Threads::Pool, x, w, layout, y);
+    matmul_with(path_now(), Threads::Pool, x, w, layout, y);
 }
 
 /// [`matmul`] on the calling thread alone.
@@ -304,7 +341,7 @@ pub fn matmul<W: Weight>(x: View<f32>, w: View<W>, layout: Layout, y: ViewMut<f3
 /// # Panics
 /// If the shapes do not agree.
 pub fn matmul_serial<W: Weight>(x: View<f32>, w: View<W>, layout: Layout, y: ViewMut<f32>) {
-    matmul_with(gemm_path(), Threads::One, x, w, layout, y);
+    matmul_with(path_now(), Threads::One, x, w, layout, y);
 }
 
 /// [`matmul`] on a given path and with given threads.
@@ -332,18 +369,101 @@ pub fn matmul_with<W: Weight>(
     let thin = x.rows <= thin::rows_max(layout);
     match path {
         GemmPath::Scalar => reference::matmul(x, w, layout, y),
-        GemmPath::Portable if thin => thin::run(thin::Isa::Portable, threads, x, w, layout, y),
+        GemmPath::Portable if thin => thin::run(Isa::Scalar, threads, x, w, layout, y),
         GemmPath::Portable => driver::run::<portable::Plain, W>(threads, x, w, layout, y),
         #[cfg(target_arch = "x86_64")]
-        GemmPath::Avx2 if thin => thin::run(thin::Isa::Avx2, threads, x, w, layout, y),
+        GemmPath::Avx2 if thin => thin::run(Isa::Avx2, threads, x, w, layout, y),
         #[cfg(target_arch = "x86_64")]
         GemmPath::Avx2 => driver::run::<avx2::Fma, W>(threads, x, w, layout, y),
         #[cfg(target_arch = "x86_64")]
-        GemmPath::Avx512 | GemmPath::Amx if thin => thin::run(thin::Isa::Avx512, threads, x, w, layout, y),
+        GemmPath::Avx512 | GemmPath::Amx if thin => thin::run(Isa::Avx512, threads, x, w, layout, y),
         #[cfg(target_arch = "x86_64")]
         GemmPath::Amx if W::KIND == Kind::Bf16 => driver::run::<amx::Tiles, W>(threads, x, w, layout, y),
         #[cfg(target_arch = "x86_64")]
         GemmPath::Avx512 | GemmPath::Amx => driver::run::<avx512::Zmm, W>(threads, x, w, layout, y),
+        #[cfg(not(target_arch = "x86_64"))]
+        GemmPath::Avx2 | GemmPath::Avx512 | GemmPath::Amx => unreachable!("not available on this architecture"),
+    }
+}
+
+/// The left operand of an [`Update`].
+#[derive(Clone, Copy)]
+pub enum Left<'a> {
+    /// `[m, k]`.
+    Rows(View<'a, f32>),
+    /// `[k, m]`: its transpose is meant.
+    Columns(View<'a, f32>),
+}
+
+impl Left<'_> {
+    fn rows(&self) -> usize {
+        match self {
+            Self::Rows(view) => view.rows,
+            Self::Columns(view) => view.cols,
+        }
+    }
+
+    fn inputs(&self) -> usize {
+        match self {
+            Self::Rows(view) => view.cols,
+            Self::Columns(view) => view.rows,
+        }
+    }
+
+    fn get(&self, row: usize, input: usize) -> f32 {
+        match self {
+            Self::Rows(view) => view.row(row)[input],
+            Self::Columns(view) => view.row(input)[row],
+        }
+    }
+}
+
+/// What [`update`] adds to a matrix.
+#[derive(Clone, Copy)]
+pub struct Update<'a> {
+    /// Subtract the product instead of adding it.
+    pub subtract: bool,
+    /// `[m, k]`.
+    pub left: Left<'a>,
+    /// `[n, k]` or `[k, n]`, as `layout` says.
+    pub right: View<'a, f32>,
+    /// How `right` lies.
+    pub layout: Layout,
+    /// Touch only elements whose column does not exceed their row.
+    pub lower: bool,
+}
+
+/// `c[m, n] += left * right`: for each element one chain of fused multiply-adds in the order of `k`, which begins with what
+/// the element holds. So the bits depend on neither threads nor instruction set, and `k` may be cut into several calls.
+///
+/// # Panics
+/// If the shapes do not agree.
+pub fn update(threads: Threads, what: &Update<'_>, c: ViewMut<f32>) {
+    update_with(gemm_path(), threads, what, c);
+}
+
+/// [`update`] on a given path; AMX has none of its own and takes AVX-512's.
+///
+/// # Panics
+/// If the shapes do not agree, or if the machine cannot run `path`.
+pub fn update_with(path: GemmPath, threads: Threads, what: &Update<'_>, c: ViewMut<f32>) {
+    let (n, k) = match what.layout {
+        Layout::OutIn => (what.right.rows, what.right.cols),
+        Layout::InOut => (what.right.cols, what.right.rows),
+    };
+    assert_eq!(what.left.inputs(), k, "both operands have the same inputs");
+    assert_eq!((c.rows, c.cols), (what.left.rows(), n), "the output's shape is that of the product");
+    assert!(path.is_available(), "{}", Unavailable(path));
+    if c.rows == 0 || n == 0 || k == 0 {
+        return;
+    }
+    match path {
+        GemmPath::Scalar => reference::update(what, c),
+        GemmPath::Portable => driver::update::<portable::Plain>(threads, what, c),
+        #[cfg(target_arch = "x86_64")]
+        GemmPath::Avx2 => driver::update::<avx2::Fma>(threads, what, c),
+        #[cfg(target_arch = "x86_64")]
+        GemmPath::Avx512 | GemmPath::Amx => driver::update::<avx512::Zmm>(threads, what, c),
         #[cfg(not(target_arch = "x86_64"))]
         GemmPath::Avx2 | GemmPath::Avx512 | GemmPath::Amx => unreachable!("not available on this architecture"),
     }

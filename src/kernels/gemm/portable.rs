@@ -2,7 +2,7 @@
 //!
 //! Packed activations: `[k][ROWS]`; packed weights: `[k][COLS]`, both float32.
 
-use super::driver::{Micro, WeightBlock};
+use super::driver::{Micro, MicroF32, WeightBlock};
 use super::{Layout, View, Weight};
 
 /// Plain loops in the baseline instruction set.
@@ -17,7 +17,7 @@ impl Micro for Plain {
     const ROWS: usize = ROWS;
     const COLS: usize = COLS;
     const K_STEP: usize = 1;
-    const K_BLOCK: usize = 512;
+    const K_BLOCK: usize = super::K_BLOCK;
     const A_PARTS: usize = 1;
 
     fn pack_x(x: View<f32>, from: usize, k: usize, out: &mut [f32]) {
@@ -30,15 +30,20 @@ impl Micro for Plain {
 
     fn tile(k: usize, _rows: usize, a: &[f32], b: &[f32], acc: &mut [f32]) {
         let (a, b) = (a[..k * ROWS].as_chunks::<ROWS>().0, b[..k * COLS].as_chunks::<COLS>().0);
-        let mut sums = [[0.0f32; COLS]; ROWS];
         for (a, b) in a.iter().zip(b) {
-            for (sums, &a) in sums.iter_mut().zip(a) {
+            for (sums, &a) in acc.as_chunks_mut::<COLS>().0.iter_mut().zip(a) {
                 for (sum, &b) in sums.iter_mut().zip(b) {
-                    *sum += a * b;
+                    // Fused, as the other instruction sets do it: the bits must be the same.
+                    *sum = a.mul_add(b, *sum);
                 }
             }
         }
-        acc[..ROWS * COLS].copy_from_slice(sums.as_flattened());
+    }
+}
+
+impl MicroF32 for Plain {
+    fn pack_columns(x: View<f32>, block: WeightBlock, out: &mut [f32]) {
+        pack_in_out::<ROWS, f32>(x, block, out);
     }
 }
 

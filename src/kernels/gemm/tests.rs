@@ -1,4 +1,5 @@
-//! Every path against a float64 product computed here, over ragged shapes, both layouts, strides and weight types.
+//! Every path against a float64 product computed here, over ragged shapes, both layouts, strides and weight types; and,
+//! AMX aside, against the bits of the reference.
 
 use super::*;
 use half::{bf16, f16};
@@ -143,6 +144,115 @@ fn avx512_path_is_right() {
 #[test]
 fn amx_path_is_right() {
     check_path(GemmPath::Amx);
+}
+
+/// The paths whose bits are those of the reference.
+fn exact_paths() -> impl Iterator<Item = GemmPath> {
+    GemmPath::ALL.into_iter().filter(|&path| path != GemmPath::Amx && path.is_available())
+}
+
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|value| value.to_bits()).collect()
+}
+
+fn same_bits<W: Weight>(make: fn(f32) -> W) {
+    for layout in [Layout::OutIn, Layout::InOut] {
+        for (m, n, k) in SHAPES {
+            let mut random = Random(0xD1B5_4A32_D192_ED03 ^ ((m * 31 + n) * 37 + k) as u64);
+            let (w_rows, w_cols) = if layout == Layout::OutIn { (n, k) } else { (k, n) };
+            let x = random.values(m * k);
+            let w: Vec<W> = random.values(w_rows * w_cols).into_iter().map(make).collect();
+            let product = |path, threads, rows: std::ops::Range<usize>| {
+                let mut y = vec![GUARD; rows.len() * n];
+                let x = View::dense(&x, m, k).row_range(rows.start, rows.end);
+                let y_view = ViewMut::dense(&mut y, rows.len(), n);
+                matmul_with(path, threads, x, View::dense(&w, w_rows, w_cols), layout, y_view);
+                y
+            };
+            let expected = product(GemmPath::Scalar, Threads::One, 0..m);
+            for path in exact_paths() {
+                for threads in [Threads::One, Threads::Pool] {
+                    let got = product(path, threads, 0..m);
+                    assert_eq!(bits(&got), bits(&expected), "{path} {layout:?} {threads:?} {m}x{n}x{k}");
+                    // A row alone, and the rest together.
+                    for rows in [0..1, 1..m] {
+                        let part = product(path, threads, rows.clone());
+                        let whole = &expected[rows.start * n..rows.end * n];
+                        assert_eq!(bits(&part), bits(whole), "{path} {layout:?} {m}x{n}x{k}: rows {rows:?}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn every_path_gives_the_bits_of_the_reference() {
+    same_bits(bf16::from_f32);
+    same_bits(f16::from_f32);
+    same_bits(|value| value);
+}
+
+#[test]
+fn a_guard_keeps_amx_out() {
+    let before = path_now();
+    let guard = reproducible();
+    assert_ne!(path_now(), GemmPath::Amx);
+    let again = reproducible();
+    drop(guard);
+    assert_ne!(path_now(), GemmPath::Amx);
+    drop(again);
+    // Other tests hold no guard.
+    assert_eq!(path_now(), before);
+}
+
+/// Updates on every path, thread count and cut of the inputs, against one float32 chain per element computed here.
+#[test]
+fn updates_are_one_chain_for_each_element() {
+    for (m, n, k) in SHAPES {
+        let mut random = Random(0xA076_1D64_78BD_642F ^ ((m * 31 + n) * 37 + k) as u64);
+        let (a, b, c) = (random.values(m * k), random.values(k * n), random.values(m * n));
+        for case in 0..16 {
+            let (subtract, columns, lower, out_in) = (case & 1 != 0, case & 2 != 0, case & 4 != 0, case & 8 != 0);
+            let at = |i: usize, p: usize| if columns { a[p * m + i] } else { a[i * k + p] };
+            let mut expected = c.clone();
+            for (index, out) in expected.iter_mut().enumerate() {
+                let (i, j) = (index / n, index % n);
+                for p in 0..if lower && j > i { 0 } else { k } {
+                    let weight = if out_in { b[j * k + p] } else { b[p * n + j] };
+                    *out = if subtract { -at(i, p) } else { at(i, p) }.mul_add(weight, *out);
+                }
+            }
+            for path in exact_paths() {
+                for threads in [Threads::One, Threads::Pool] {
+                    for cut in [0, k / 3] {
+                        let mut got = c.clone();
+                        for range in [0..cut, cut..k] {
+                            // Columns of a dense matrix are a view with its stride.
+                            let columns_of = |data: &'_ [f32], rows: usize| -> Vec<f32> {
+                                (0..rows).flat_map(|r| data[r * k..][range.clone()].to_vec()).collect()
+                            };
+                            let (a_part, b_part) = (columns_of(&a, m), columns_of(&b, n));
+                            let len = range.len();
+                            let left = if columns {
+                                Left::Columns(View::dense(&a[range.start * m..], len, m))
+                            } else {
+                                Left::Rows(View::dense(&a_part, m, len))
+                            };
+                            let (right, layout) = if out_in {
+                                (View::dense(&b_part[..], n, len), Layout::OutIn)
+                            } else {
+                                (View::dense(&b[range.start * n..], len, n), Layout::InOut)
+                            };
+                            let what = Update { subtract, left, right, layout, lower };
+                            update_with(path, threads, &what, ViewMut::dense(&mut got, m, n));
+                        }
+                        assert_eq!(bits(&got), bits(&expected), "{path} {threads:?} {m}x{n}x{k} case {case} cut {cut}");
+                    }
+                }
+            }
+        }
+    }
 }
 
 #[test]

@@ -63,12 +63,24 @@ impl<S: Simd> Clone for Grid<S> {
 }
 impl<S: Simd> Copy for Grid<S> {}
 
+/// How the scale of a group is chosen.
+#[derive(Clone, Copy)]
+pub(crate) enum Choice<'a> {
+    /// Round-to-nearest's.
+    Rtn,
+    /// By the squared error.
+    Search,
+    /// By the squared error, weighted with an importance for each input of the group.
+    Weighted(&'a [f32]),
+}
+
 /// Codes a group into `words` (of which its nibbles are zero before); `None`: something is not finite. `spare` is twice
 /// as long as `words`.
 #[inline(always)]
-pub(super) fn quantize<S: Simd, const ASYMMETRIC: bool, const SEARCH: bool>(
+pub(super) fn quantize<S: Simd, const ASYMMETRIC: bool>(
     s: S,
     job: &Job<'_>,
+    choice: Choice<'_>,
     words: &mut [Words],
     spare: &mut [Words],
 ) -> Option<Coded> {
@@ -78,19 +90,23 @@ pub(super) fn quantize<S: Simd, const ASYMMETRIC: bool, const SEARCH: bool>(
     let mut zero = [0.0; LANES];
     s.store(grid.scale, &mut scale);
     s.store(grid.zero, &mut zero);
-    let (tally, rtn) = if SEARCH {
+    let (tally, rtn) = if !matches!(choice, Choice::Rtn) {
         let (plain, other) = spare.split_at_mut(words.len());
         let range = job.place / 8..(job.place + job.rows.len()).div_ceil(8);
         plain[range.clone()].fill(Words::ZERO);
         other[range.clone()].fill(Words::ZERO);
         let rtn = encode::<S, ASYMMETRIC>(s, job, grid, &unit, plain);
-        let found = search::<S, ASYMMETRIC>(s, job.rows, grid, &unit);
+        let found = match choice {
+            Choice::Weighted(importance) => weighted::<S>(s, job.rows, importance, grid, &unit).0,
+            _ => search(s, job.rows, grid, &unit),
+        };
         let mut tally = encode::<S, ASYMMETRIC>(s, job, found, &unit, other);
         let mut found_scale = [0.0; LANES];
         s.store(found.scale, &mut found_scale);
         let mut keep = [0; LANES];
         for lane in 0..LANES {
-            if tally.error[lane] < rtn.error[lane] * BETTER {
+            // With weights, the comparison was made already, and the plain error is only reported.
+            if matches!(choice, Choice::Weighted(_)) || tally.error[lane] < rtn.error[lane] * BETTER {
                 scale[lane] = found_scale[lane];
                 keep[lane] = u32::MAX;
             } else {
@@ -239,7 +255,7 @@ impl<S: Simd> Coder<'_, S> {
 /// For steps `d = q - z` that are given, the best scale is `a / b` with `a = sum(w d)` and `b = sum(d d)`, and the
 /// squared error that it leaves is `sum(w w) - a a / b`: so the codes to take are those with the largest `a a / b`.
 #[inline(always)]
-fn search<S: Simd, const ASYMMETRIC: bool>(s: S, rows: &[Lanes], grid: Grid<S>, unit: &Unit<S>) -> Grid<S> {
+fn search<S: Simd>(s: S, rows: &[Lanes], grid: Grid<S>, unit: &Unit<S>) -> Grid<S> {
     const N: usize = SHRINK.len();
     let zero = s.splat(0.0);
     let (mut a, mut b, mut reciprocal) = ([zero; N], [zero; N], [zero; N]);
@@ -267,4 +283,89 @@ fn search<S: Simd, const ASYMMETRIC: bool>(s: S, rows: &[Lanes], grid: Grid<S>, 
     }
     let scale = s.round_bf16(s.mul(ratio, unit.up));
     Grid { scale: s.select_lt(zero, scale, scale, grid.scale), zero: grid.zero }
+}
+
+/// The scales that are tried where inputs have weights, relative to round-to-nearest's.
+const SHRINK_WEIGHTED: [f32; 8] = [1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.6];
+
+/// The best scale that the search finds for the weighted squared error, and that error in the unit; the zero point stays.
+/// As [`search`], with sums weighted; what it finds is measured, and dropped where it is not better than `grid`.
+#[inline(always)]
+fn weighted<S: Simd>(s: S, rows: &[Lanes], importance: &[f32], grid: Grid<S>, unit: &Unit<S>) -> (Grid<S>, S::F) {
+    let zero = s.splat(0.0);
+    let low = s.sub(s.splat(-8.0), grid.zero);
+    let high = s.sub(s.splat(7.0), grid.zero);
+    let (mut best, mut ratio) = (zero, zero);
+    for shrink in SHRINK_WEIGHTED {
+        let reciprocal = s.div(s.splat(1.0), s.mul(s.mul(grid.scale, unit.down), s.splat(shrink)));
+        let (mut a, mut b) = (zero, s.splat(f32::MIN_POSITIVE));
+        for (row, &weight) in rows.iter().zip(importance) {
+            let w = s.mul(s.load(&row.0), unit.down);
+            let t = s.min(s.max(s.mul(w, reciprocal), low), high);
+            let d = s.sub(s.add(t, s.splat(ROUNDER)), s.splat(ROUNDER));
+            let weighted = s.mul(d, s.splat(weight));
+            a = s.fma(w, weighted, a);
+            b = s.fma(d, weighted, b);
+        }
+        let fit = s.div(a, b);
+        let score = s.mul(a, fit);
+        ratio = s.select_lt(best, score, fit, ratio);
+        best = s.max(score, best);
+    }
+    let scale = s.round_bf16(s.mul(ratio, unit.up));
+    let found = Grid { scale: s.select_lt(zero, scale, scale, grid.scale), zero: grid.zero };
+    let (cost, rtn) = (cost(s, rows, importance, found, unit), cost(s, rows, importance, grid, unit));
+    let scale = s.select_lt(cost, rtn, found.scale, grid.scale);
+    (Grid { scale, zero: grid.zero }, s.min(cost, rtn))
+}
+
+/// The weighted squared error of a group, in the unit.
+#[inline(always)]
+fn cost<S: Simd>(s: S, rows: &[Lanes], importance: &[f32], grid: Grid<S>, unit: &Unit<S>) -> S::F {
+    let mut sum = s.splat(0.0);
+    for (row, &weight) in rows.iter().zip(importance) {
+        let w = s.load(&row.0);
+        let (_, value) = code(s, w, grid.scale, grid.zero);
+        let error = s.mul(s.sub(w, value), unit.down);
+        sum = s.fma(s.mul(error, s.splat(weight)), error, sum);
+    }
+    sum
+}
+
+/// The scale and zero point of a group for sixteen outputs, and round-to-nearest's squared error.
+pub(crate) struct Chosen {
+    pub(crate) scale: [f32; LANES],
+    pub(crate) zero: [f32; LANES],
+    pub(crate) error_rtn: [f64; LANES],
+}
+
+/// Chooses scales without coding anything; `None`: something is not finite.
+#[inline(always)]
+pub(crate) fn choose<S: Simd, const ASYMMETRIC: bool>(s: S, rows: &[Lanes], importance: &[f32]) -> Option<Chosen> {
+    let grid = rtn_grid::<S, ASYMMETRIC>(s, rows)?;
+    let unit = Unit::of(s, grid.scale);
+    let mut sums = Sums::new(s);
+    let mut tally = Tally::ZERO;
+    for part in rows.chunks(CHUNK) {
+        for row in part {
+            let w = s.load(&row.0);
+            let (_, value) = code(s, w, grid.scale, grid.zero);
+            sums.add(s, w, value, &unit);
+        }
+        sums.fold(s, &mut tally);
+    }
+    let found = weighted(s, rows, importance, grid, &unit).0;
+    let mut chosen = Chosen { scale: [0.0; LANES], zero: [0.0; LANES], error_rtn: tally.scaled(&unit).error };
+    s.store(found.scale, &mut chosen.scale);
+    s.store(found.zero, &mut chosen.zero);
+    chosen.error_rtn.iter().all(|error| error.is_finite()).then_some(chosen)
+}
+
+/// The code of a weight, with 8 added, in the low four bits; and what it decodes to.
+#[inline(always)]
+pub(crate) fn code<S: Simd>(s: S, w: S::F, scale: S::F, zero: S::F) -> (S::I, S::F) {
+    let t = s.add(s.div(w, scale), zero);
+    let code = s.add(s.min(s.max(t, s.splat(-8.0)), s.splat(7.0)), s.splat(ROUNDER));
+    let steps = s.sub(s.sub(code, s.splat(ROUNDER)), zero);
+    (s.iand(s.bits(code), s.isplat(15)), s.round_bf16(s.mul(steps, scale)))
 }

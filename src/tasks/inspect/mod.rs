@@ -10,7 +10,7 @@ mod settings;
 mod tensors;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use serde::Serialize;
@@ -154,13 +154,18 @@ pub struct FileLine {
 /// has no config of a Llama 4 model. Missing and odd weights are no errors but [`Report::problems`].
 pub fn run(options: &Options) -> Result<Report> {
     let model = Llama4::open(&options.source).map_err(|error| foreign::explain(&options.source, error))?;
+    Ok(describe(&options.source, &model))
+}
+
+/// Looks at a checkpoint that somebody opened, also one of which only headers are here. The report calls it `source`.
+pub fn describe(source: &Path, model: &Llama4) -> Report {
     let promised = expected(&model.config);
-    let components = components(&model);
-    let quantization = quantization(&model);
+    let components = components(model);
+    let quantization = quantization(model);
     let problems = model.problems.clone();
-    Ok(Report {
+    Report {
         schema: "l4tool.inspect/1",
-        checkpoint: options.source.clone(),
+        checkpoint: source.to_path_buf(),
         format: match model.dialect {
             Dialect::HuggingFace => "safetensors",
             Dialect::Meta => "torch",
@@ -168,18 +173,18 @@ pub fn run(options: &Options) -> Result<Report> {
         architecture: model.config.model.architecture(),
         complete: problems.iter().all(|problem| problem.kind == ProblemKind::Unexpected),
         config: Settings::of(&model.config),
-        parameters: parameters(&model, &promised, &components),
+        parameters: parameters(model, &promised, &components),
         bytes: model.checkpoint.tensor_bytes(),
-        dtypes: dtypes(&model),
+        dtypes: dtypes(model),
         components,
         quantization,
-        files: files(&model),
-        tensors: tensors::lines(&model, &promised),
-        experts: experts::layers(&model),
-        memory: memory::view(&model, &promised),
+        files: files(model),
+        tensors: tensors::lines(model, &promised),
+        experts: experts::layers(model),
+        memory: memory::view(model, &promised),
         problems,
-        notes: notes(&model),
-    })
+        notes: notes(model),
+    }
 }
 
 /// Adds up without wrapping: a config may promise more than 2^64 of anything.

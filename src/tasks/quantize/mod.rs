@@ -63,7 +63,14 @@ impl<'a> Job<'a> {
     /// # Errors
     /// The source or the options cannot be used.
     pub fn new(options: &'a Options) -> Result<Self> {
-        let model = Llama4::open(&options.source)?;
+        Self::of(options, Llama4::open(&options.source)?)
+    }
+
+    /// As [`Job::new`], for a source that somebody opened: for a dry run, its headers are enough.
+    ///
+    /// # Errors
+    /// As [`Job::new`].
+    pub fn of(options: &'a Options, model: Llama4) -> Result<Self> {
         model.require_complete()?;
         model.require_joined()?;
         let choice = Choice::make(&model, &options.selection)?;
@@ -73,7 +80,8 @@ impl<'a> Job<'a> {
         let mut builder = PlanBuilder::new(options.shard_bytes_max);
         plan_weights(&mut builder, &model, &choice.targets)?;
         let plan = builder.finish()?;
-        let companions = companions(&model, &choice, &plan)?;
+        let here = model.checkpoint.require_here().is_ok();
+        let companions = if here { companions(&model, &choice, &plan)? } else { Vec::new() };
         let settings = settings(options, &choice);
         Ok(Self { options, model, choice, plan, companions, settings })
     }

@@ -1,0 +1,1 @@
+//! Statistics against what transformers counts, and hostile files.

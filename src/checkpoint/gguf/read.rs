@@ -1,0 +1,180 @@
+//! Opening a GGUF file: every key and every tensor, checked against the file's size.
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use super::super::error::{FormatError, Kind, shown};
+use super::super::mmap::{Edges, Map};
+use super::value::{Array, Cursor, STRING, Value, malformed};
+use super::{ALIGNMENT, ALIGNMENT_KEY, DIMENSIONS_MAX, GgmlType, MAGIC, NAME_BYTES_MAX};
+
+/// An open file.
+#[derive(Debug)]
+pub struct Gguf {
+    /// Where it is.
+    pub path: PathBuf,
+    /// Keys and values, in the order of the file; no key is there twice.
+    pub values: Vec<(String, Value)>,
+    /// The tensors, in the order of their data; no name is there twice.
+    pub tensors: Vec<GgufTensor>,
+    map: Map,
+}
+
+/// One tensor.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GgufTensor {
+    /// Its name.
+    pub name: String,
+    /// Its extents, the fastest-varying first.
+    pub extents: Vec<u64>,
+    /// What its elements are.
+    pub kind: GgmlType,
+    /// First byte, from the start of the file.
+    pub offset: u64,
+    /// Length in bytes.
+    pub bytes: u64,
+}
+
+impl Gguf {
+    /// Opens a file.
+    ///
+    /// # Errors
+    /// [`FormatError`] names the file, the tensor and the value.
+    pub fn open(path: &Path) -> Result<Self, FormatError> {
+        let found = std::fs::metadata(path).map_err(FormatError::io(path, "open"))?;
+        if !found.is_file() {
+            return Err(FormatError::new(path, Kind::NotAFile));
+        }
+        let file = File::open(path).map_err(FormatError::io(path, "open"))?;
+        let bytes = file.metadata().map_err(FormatError::io(path, "open"))?.len();
+        if bytes == 0 {
+            return Err(FormatError::new(path, malformed("the file is empty")));
+        }
+        let map = Map::new(&file, bytes).map_err(FormatError::io(path, "map"))?;
+        let (values, tensors) =
+            parse(map.bytes()).map_err(|(tensor, kind)| FormatError { file: path.to_path_buf(), tensor, kind })?;
+        Ok(Self { path: path.to_path_buf(), values, tensors, map })
+    }
+
+    /// The value of a key.
+    pub fn value(&self, key: &str) -> Option<&Value> {
+        self.values.iter().find(|(name, _)| name == key).map(|(_, value)| value)
+    }
+
+    /// The strings of a key whose value is an array of strings.
+    pub fn strings(&self, key: &str) -> Option<impl Iterator<Item = &str>> {
+        let Some(&Value::Array(Array { kind: STRING, count, start })) = self.value(key) else { return None };
+        let mut cursor = Cursor { bytes: self.map.bytes(), at: start };
+        Some((0..count).map(move |_| cursor.string().expect("the array was read when the file was opened")))
+    }
+
+    /// The tensor with this name.
+    pub fn tensor(&self, name: &str) -> Option<&GgufTensor> {
+        self.tensors.iter().find(|tensor| tensor.name == name)
+    }
+
+    /// A tensor's bytes.
+    pub fn bytes(&self, tensor: &GgufTensor) -> &[u8] {
+        &self.map.bytes()[tensor.offset as usize..][..tensor.bytes as usize]
+    }
+
+    /// Gives the memory of a tensor back to the operating system.
+    pub fn release(&self, tensor: &GgufTensor) {
+        self.map.release(tensor.offset..tensor.offset + tensor.bytes, Edges::Drop);
+    }
+}
+
+type Fault = (Option<String>, Kind);
+type Values = Vec<(String, Value)>;
+
+fn parse(bytes: &[u8]) -> Result<(Values, Vec<GgufTensor>), Fault> {
+    let mut cursor = Cursor { bytes, at: 0 };
+    let plain = |kind: Kind| (None, kind);
+    if !bytes.starts_with(&MAGIC) {
+        return Err(plain(malformed("the file does not begin with `GGUF`")));
+    }
+    cursor.at = MAGIC.len();
+    let version = cursor.u32().map_err(plain)?;
+    if version.trailing_zeros() >= 16 && version != 0 {
+        return Err(plain(malformed("a big-endian GGUF file")));
+    }
+    if !(2..=3).contains(&version) {
+        return Err(plain(malformed(format!("GGUF of version {version}; 2 and 3 are known"))));
+    }
+    let (tensor_count, value_count) = (cursor.u64().map_err(plain)?, cursor.u64().map_err(plain)?);
+    let values = parse_values(&mut cursor, value_count).map_err(plain)?;
+    let alignment = match values.iter().find(|(key, _)| key == ALIGNMENT_KEY) {
+        None => ALIGNMENT,
+        Some((_, Value::U32(alignment))) if alignment.is_power_of_two() => u64::from(*alignment),
+        Some((_, value)) => return Err(plain(malformed(format!("`{ALIGNMENT_KEY}` is {value:?}, no power of two")))),
+    };
+    let mut tensors = parse_tensors(&mut cursor, tensor_count)?;
+    place(&mut tensors, (cursor.at as u64).next_multiple_of(alignment), alignment, bytes.len() as u64)?;
+    Ok((values, tensors))
+}
+
+/// Each key takes twelve bytes at least, so the file's size bounds the loop, whatever the count says.
+fn parse_values(cursor: &mut Cursor<'_>, count: u64) -> Result<Values, Kind> {
+    let (mut values, mut seen) = (Vec::new(), HashSet::new());
+    for _ in 0..count {
+        let key = cursor.string()?;
+        if key.is_empty() || !seen.insert(key) {
+            return Err(malformed(format!("the key `{}` is empty or there twice", shown(key))));
+        }
+        values.push((key.to_owned(), cursor.value()?));
+    }
+    Ok(values)
+}
+
+/// Tensors with offsets as in the file: from the beginning of the data.
+fn parse_tensors(cursor: &mut Cursor<'_>, count: u64) -> Result<Vec<GgufTensor>, Fault> {
+    let (mut tensors, mut seen) = (Vec::new(), HashSet::new());
+    for _ in 0..count {
+        let name = cursor.string().map_err(|kind| (None, kind))?;
+        let fault = |kind: Kind| (Some(name.to_owned()), kind);
+        if name.len() > NAME_BYTES_MAX {
+            return Err(fault(malformed(format!("a name of {} bytes; {NAME_BYTES_MAX} are allowed", name.len()))));
+        }
+        if !seen.insert(name) {
+            return Err(fault(malformed("the name is there twice")));
+        }
+        let dimensions = cursor.u32().map_err(fault)?;
+        if dimensions > DIMENSIONS_MAX {
+            return Err(fault(malformed(format!("{dimensions} dimensions; {DIMENSIONS_MAX} are allowed"))));
+        }
+        let extents = (0..dimensions).map(|_| cursor.u64()).collect::<Result<Vec<u64>, Kind>>().map_err(fault)?;
+        let id = cursor.u32().map_err(fault)?;
+        let kind = GgmlType::of(id).ok_or_else(|| fault(malformed(format!("unknown ggml type {id}"))))?;
+        let offset = cursor.u64().map_err(fault)?;
+        let row = extents.first().copied().unwrap_or(1);
+        let rows = extents.iter().skip(1).try_fold(1_u64, |product, &extent| product.checked_mul(extent));
+        let bytes = rows.and_then(|rows| kind.bytes_of(row, rows)).ok_or_else(|| {
+            fault(malformed(format!("extents {extents:?} of {} are no whole blocks, or too many", kind.name)))
+        })?;
+        tensors.push(GgufTensor { name: name.to_owned(), extents, kind, offset, bytes });
+    }
+    Ok(tensors)
+}
+
+/// Checks that tensors follow one another, and makes their offsets count from the start of the file.
+fn place(tensors: &mut [GgufTensor], data: u64, alignment: u64, file: u64) -> Result<(), Fault> {
+    let mut expected = 0_u64;
+    for tensor in tensors {
+        let fault = |kind: Kind| (Some(tensor.name.clone()), kind);
+        if tensor.offset != expected {
+            let offset = tensor.offset;
+            return Err(fault(malformed(format!(
+                "begins at data offset {offset}, the one before it ends at {expected}"
+            ))));
+        }
+        let end = data.checked_add(expected).and_then(|start| start.checked_add(tensor.bytes));
+        match end {
+            Some(end) if end <= file => tensor.offset = end - tensor.bytes,
+            _ => return Err(fault(Kind::Truncated { expected: end.unwrap_or(u64::MAX), actual: file })),
+        }
+        // No overflow: what has been added up so far ends inside the file.
+        expected = (expected + tensor.bytes).next_multiple_of(alignment);
+    }
+    Ok(())
+}

@@ -1,0 +1,114 @@
+//! Our reader on what the Python package `gguf` wrote, our writer through our reader, and hostile bytes.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::*;
+
+fn testdata(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/gguf").join(name)
+}
+
+#[test]
+fn the_types_are_those_of_the_python_package() {
+    let table = fs::read_to_string(testdata("types.tsv")).unwrap();
+    let mut known = 0;
+    for line in table.lines() {
+        let cells: Vec<&str> = line.split('\t').collect();
+        let number = |index: usize| cells[index].parse::<u64>().unwrap();
+        let found = GgmlType::of(number(0) as u32).unwrap();
+        assert_eq!((found.name, found.block_len), (cells[1], number(2)));
+        // The package counts two sums of Q8_1 as float32; ggml's `block_q8_1` has float16. The type is never in a file.
+        assert_eq!(found.block_bytes, if cells[1] == "Q8_1" { 36 } else { number(3) }, "{line}");
+        known += 1;
+    }
+    // Q2_0 is in ggml.h (`block_q2_0`: a float16 and 64 values of 2 bits) and not yet in the package.
+    assert_eq!(known + 1, GGML_TYPES.len());
+}
+
+#[test]
+fn a_file_of_the_python_package_is_read() {
+    let gguf = Gguf::open(&testdata("sample.gguf")).unwrap();
+    let value = |key: &str| gguf.value(key).unwrap().clone();
+    assert_eq!(value("general.architecture").as_str(), Some("llama4"));
+    assert_eq!(value("a.u8"), Value::U8(200));
+    assert_eq!(value("a.i8"), Value::I8(-5));
+    assert_eq!(value("a.u16"), Value::U16(60_000));
+    assert_eq!(value("a.i16"), Value::I16(-30_000));
+    assert_eq!(value("a.u32").as_u64(), Some(4_000_000_000));
+    assert_eq!(value("a.i32"), Value::I32(-2_000_000_000));
+    assert_eq!(value("a.u64"), Value::U64((1 << 63) + 5));
+    assert_eq!(value("a.i64"), Value::I64(-(1 << 62)));
+    assert_eq!(value("a.f32"), Value::F32(0.5));
+    assert_eq!(value("a.f64"), Value::F64(-0.1));
+    assert_eq!(value("a.bool"), Value::Bool(true));
+    assert_eq!(value("a.string").as_str(), Some("größer"));
+    assert_eq!(gguf.strings("a.strings").unwrap().collect::<Vec<_>>(), ["one", "", "drei"]);
+    assert!(gguf.strings("a.numbers").is_none());
+    let tensor = |name: &str| gguf.tensor(name).unwrap();
+    assert_eq!((tensor("first").extents.as_slice(), tensor("first").kind.name), ([3, 2].as_slice(), "F32"));
+    let values: Vec<u8> = (0..6).flat_map(|value| (value as f32).to_le_bytes()).collect();
+    assert_eq!(gguf.bytes(tensor("first")), values);
+    assert_eq!((tensor("second").bytes, tensor("third").bytes), (10, 4 * 68));
+    assert_eq!(tensor("third").extents, [64, 4]);
+}
+
+#[test]
+fn what_is_written_is_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.gguf");
+    let values = [("general.type", Value::String("imatrix".into())), ("n", Value::U32(7))];
+    let list = ["x".to_owned(), "yy".to_owned()];
+    let kind = GgmlType::of(F32).unwrap();
+    let tensors = [("one".to_owned(), vec![3], kind), ("two".to_owned(), vec![2, 2], kind)];
+    let layout = encode(&values, &[("list", &list)], &tensors);
+    let mut bytes = layout.head.clone();
+    bytes.resize(layout.bytes as usize, 0);
+    bytes[layout.offsets[1] as usize..][..4].copy_from_slice(&2.5_f32.to_le_bytes());
+    fs::write(&path, &bytes).unwrap();
+    let gguf = Gguf::open(&path).unwrap();
+    assert_eq!(gguf.value("n"), Some(&Value::U32(7)));
+    assert_eq!(gguf.strings("list").unwrap().collect::<Vec<_>>(), list);
+    assert_eq!(gguf.tensors.iter().map(|tensor| tensor.offset).collect::<Vec<_>>(), layout.offsets);
+    assert_eq!(gguf.bytes(gguf.tensor("two").unwrap())[..4], 2.5_f32.to_le_bytes());
+}
+
+#[test]
+fn hostile_bytes_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.gguf");
+    let good = fs::read(testdata("sample.gguf")).unwrap();
+    let refused = |bytes: &[u8]| {
+        fs::write(&path, bytes).unwrap();
+        Gguf::open(&path).map(|_| ()).map_err(|error| error.to_string())
+    };
+    refused(&good).unwrap();
+    // Cut anywhere before the last tensor's end.
+    let end = good.len() - 16;
+    for cut in (0..end).step_by(7) {
+        assert!(refused(&good[..cut]).is_err(), "cut at {cut}");
+    }
+    let patched = |at: usize, bytes: &[u8]| {
+        let mut copy = good.clone();
+        copy[at..at + bytes.len()].copy_from_slice(bytes);
+        copy
+    };
+    for (at, bytes, words) in [
+        (0, b"GGML".as_slice(), "does not begin"),
+        (4, &[1, 0, 0, 0], "version 1"),
+        (4, &[0, 0, 0, 3], "big-endian"),
+        (8, &[0xff; 8], ""),
+        (16, &[0xff; 8], ""),
+        (24, &[0xff; 8], "bytes should follow"),
+    ] {
+        let error = refused(&patched(at, bytes)).unwrap_err();
+        assert!(error.contains(words), "{error}");
+    }
+    // Any byte of the head may be wrong: an error or another reading, never a panic.
+    let head = Gguf::open(&testdata("sample.gguf")).unwrap().tensors[0].offset as usize;
+    for at in 0..head {
+        for byte in [0, 0x7f, 0xff] {
+            let _ = refused(&patched(at, &[byte]));
+        }
+    }
+}
