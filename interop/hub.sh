@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # What huggingface_hub, curl and aria2c say about `l4tool download`, on localhost. Needs curl; aria2c and Python with huggingface_hub and transformers
-# where they are there. Options by environment: PYTHON, SIZE (bytes of the file for throughput and kills), SPACE (a folder on the disk to be measured).
+# where they are there. Options by environment: PYTHON, SIZE (bytes of the file for throughput and kills), SPACE (a folder on the disk to be measured),
+# BIN (a folder with l4tool and testkit, in place of a release build).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -9,17 +10,18 @@ if [[ -z ${PYTHON:-} ]]; then
     [[ -x interop/.venv/bin/python ]] && PYTHON=interop/.venv/bin/python
 fi
 SIZE=${SIZE:-4000000000}
-cargo build --release --quiet --workspace
-bin=$PWD/${CARGO_TARGET_DIR:-target}/release
+[[ -n ${BIN:-} ]] || cargo build --release --quiet --workspace
+bin=$(realpath "${BIN:-${CARGO_TARGET_DIR:-target}/release}")
 work=$(mktemp -d ${SPACE:+-p "$SPACE"})
 hub=
 trap 'kill $hub 2>/dev/null; rm -rf "$work"' EXIT
 
 serve() { # OPTION...: serves $work/repos
     [[ -n $hub ]] && kill "$hub" && wait "$hub" 2>/dev/null || true
+    rm -f "$work/endpoint"
     "$bin/testkit" hub "$@" "$work/repos" >"$work/endpoint" &
     hub=$!
-    until [[ -s $work/endpoint ]]; do sleep 0.1; done
+    until [[ -s $work/endpoint ]] 2>/dev/null; do sleep 0.1; done
     HF_ENDPOINT=$(cat "$work/endpoint")
     export HF_ENDPOINT
 }
