@@ -62,6 +62,26 @@ check maverick-fp8-static $maverick --scheme fp8-static --calibrate --samples 4 
 check maverick-gptq-asym-g32 $maverick --scheme w4a16-asym --group-size 32 --calibrate --samples 4 --seq-len 128
 check maverick-fp8-block $maverick --scheme fp8-block
 
+# The same weights in other files: transformers loads them all, and computes the same.
+repacked() { # NAME LAYOUT...
+    local name=$1
+    shift
+    for layout in "$@"; do
+        local out=$work/$name-$layout
+        echo "== $name-$layout: l4tool repack"
+        rm -rf "$out"
+        if ! { "$target/l4tool" -q repack "$work/$name" -o "$out" --layout "$layout" >/dev/null &&
+            "$PYTHON" interop/check_output.py "$out" \
+                --weights "$work/$name.weights.safetensors" --logits "$work/$name.logits.safetensors" 2>"$out.log"; }; then
+            failed+=("$name-$layout")
+            [[ -f $out.log ]] && tail -n 20 "$out.log"
+        fi
+    done
+}
+for name in scout-int4 scout-w4a16-asym scout-fp8 maverick-int4-g32 maverick-fp8; do
+    repacked $name scout-1xh100 maverick-8xh100 hf
+done
+
 if ((${#failed[@]})); then
     echo "FAILED: ${failed[*]}"
     exit 1

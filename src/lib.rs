@@ -8,6 +8,7 @@
 pub mod error;
 pub mod progress;
 
+pub mod files;
 pub mod parallel;
 
 pub mod dtype;
@@ -15,6 +16,7 @@ pub mod kernels;
 pub mod quant;
 
 pub mod checkpoint;
+pub mod hub;
 pub mod llama4;
 
 pub mod model;

@@ -23,6 +23,10 @@ pub trait Progress: Sync {
     fn advance(&self, n: u64);
     /// The phase that began last is over.
     fn finish(&self);
+    /// A part of the phase, such as one of several files, has come to `done` of `total` units; it is over when they are equal.
+    fn item(&self, _name: &str, _done: u64, _total: u64) {}
+    /// Something that the person who waits should know, and that is no error: one sentence, lower case, no full stop.
+    fn note(&self, _text: &str) {}
 }
 
 /// Progress that nobody watches.

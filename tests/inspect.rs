@@ -221,15 +221,19 @@ fn the_memory_view_foretells_what_quantize_writes() {
     for name in Scheme::WRITABLE {
         let dir = tempfile::tempdir().unwrap();
         let out = dir.path().join("out");
-        let scheme = Scheme::parse(name, None).unwrap();
-        let calibration = scheme.needs_data().then(|| quantize::CalibrationOptions {
+        let chosen = Scheme::parse(name, None).unwrap();
+        let calibration = chosen.needs_data().then(|| quantize::CalibrationOptions {
             data: DataOptions { samples: 7, seq_len: Some(64), ..DataOptions::default() },
             damping: 0.01,
             expert_tokens: None,
             shrink: None,
         });
-        let selection =
-            quantize::Selection::Uniform { scheme, method: Method::Rtn, include: Vec::new(), exclude: Vec::new() };
+        let selection = quantize::Selection::Uniform {
+            scheme: chosen,
+            method: Method::Rtn,
+            include: Vec::new(),
+            exclude: Vec::new(),
+        };
         let options = quantize::Options {
             source: source.clone(),
             out: out.clone(),

@@ -42,6 +42,7 @@ struct Run {
 fn main() -> Result<()> {
     let folder = tempfile::Builder::new().prefix("end-to-end-").tempdir_in(env!("CARGO_TARGET_TMPDIR"))?;
     scout(folder.path(), number("L4TOOL_BENCH_EXPERTS", 16)?, number("L4TOOL_BENCH_ROUNDS", 3)?)?;
+    repack(folder.path(), number("L4TOOL_BENCH_EXPERTS", 16)?, number("L4TOOL_BENCH_ROUNDS", 3)?)?;
     maverick(folder.path(), number("L4TOOL_BENCH_MAVERICK", 128)?)?;
     inspect(folder.path())
 }
@@ -77,6 +78,40 @@ fn scout(folder: &Path, experts: usize, rounds: usize) -> Result<()> {
     for (((name, _), runs), seconds) in LINES.iter().zip(&runs).zip(&medians) {
         let peak = runs.iter().filter_map(|run| run.peak_memory_bytes).max();
         let peak = peak.map_or_else(|| "-".to_owned(), mebi);
+        let (speed, to_copy, to_synced) = (giga(bytes) / seconds, seconds / medians[0], seconds / medians[1]);
+        println!("{name:<22}{seconds:>9.2}{speed:>9.2}{to_copy:>9.2}{to_synced:>12.2}{peak:>12}");
+    }
+    Ok(fs::remove_dir_all(&source)?)
+}
+
+/// The same layer in FP8, repacked: nothing but copies, so `cp` of the same bytes is what it is held against.
+fn repack(folder: &Path, experts: usize, rounds: usize) -> Result<()> {
+    const LAYOUTS: [&str; 3] = ["scout-1xh100", "maverick-8xh100", "hf"];
+    let (plain, source, out) = (folder.join("scout"), folder.join("scout-fp8"), folder.join("scout-out"));
+    write_real_layers(&plain, Kind::Scout, 1, Some(experts), false)?;
+    quantize(&plain, &source, &["--fp8"])?;
+    fs::remove_dir_all(&plain)?;
+    let bytes = folder_bytes(&source)?;
+    println!("\nRepacking {:.2} GB of FP8, {}, {rounds} rounds", giga(bytes), LIMITS.join(" "));
+    let names = ["cp", "cp, synced"].into_iter().chain(LAYOUTS);
+    let mut runs: Vec<Vec<Run>> = names.clone().map(|_| Vec::new()).collect();
+    for _ in 0..rounds {
+        for (name, runs) in names.clone().zip(&mut runs) {
+            read_all(&source)?;
+            runs.push(if name.starts_with("cp") {
+                copy(&source, &out, name != "cp")?
+            } else {
+                let ranks = experts.min(8).to_string();
+                let ranks: &[&str] = if name.starts_with("maverick") { &["--ranks", &ranks] } else { &[] };
+                write("repack", &source, &out, &[&["--layout", name, "--ignore-fit"], ranks].concat())?
+            });
+            fs::remove_dir_all(&out)?;
+        }
+    }
+    let medians: Vec<f64> = runs.iter().map(|runs| median(runs.iter().map(|run| run.seconds).collect())).collect();
+    println!("{:<22}{:>9}{:>9}{:>9}{:>12}{:>12}", "", "seconds", "GB/s", "to cp", "to synced", "peak MiB");
+    for ((name, runs), seconds) in names.zip(&runs).zip(&medians) {
+        let peak = runs.iter().filter_map(|run| run.peak_memory_bytes).max().map_or_else(|| "-".to_owned(), mebi);
         let (speed, to_copy, to_synced) = (giga(bytes) / seconds, seconds / medians[0], seconds / medians[1]);
         println!("{name:<22}{seconds:>9.2}{speed:>9.2}{to_copy:>9.2}{to_synced:>12.2}{peak:>12}");
     }
@@ -136,7 +171,12 @@ fn copy(source: &Path, out: &Path, synced: bool) -> Result<Run> {
 }
 
 fn quantize(source: &Path, out: &Path, flags: &[&str]) -> Result<Run> {
-    let arguments = [&["quantize", "--json", "-o", text(out)?, text(source)?], flags, &LIMITS].concat();
+    write("quantize", source, out, flags)
+}
+
+/// Runs a command that writes a checkpoint.
+fn write(command: &str, source: &Path, out: &Path, flags: &[&str]) -> Result<Run> {
+    let arguments = [&[command, "--json", "-o", text(out)?, text(source)?], flags, &LIMITS].concat();
     let began = Instant::now();
     let report = l4tool(&arguments)?;
     let seconds = began.elapsed().as_secs_f64();

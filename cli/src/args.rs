@@ -4,7 +4,9 @@ use clap::builder::Styles;
 use clap::builder::styling::AnsiColor;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::commands::{calibrate, completions, convert, inspect, man, quantize, routing, verify};
+use crate::commands::{
+    calibrate, completions, convert, diff, download, inspect, man, quantize, repack, routing, verify,
+};
 use crate::size::Size;
 
 const STYLES: Styles = Styles::styled()
@@ -13,7 +15,7 @@ const STYLES: Styles = Styles::styled()
     .literal(AnsiColor::Cyan.on_default().bold())
     .placeholder(AnsiColor::Cyan.on_default());
 
-/// Take Llama 4 weights from where they are published to where they run: inspect, quantize to INT4 or FP8 per expert,
+/// Take Llama 4 weights from where they are published to where they run: download, inspect, quantize to INT4 or FP8 per expert,
 /// and verify with a reference forward pass. Streams; needs no GPU, no Python, and no memory for the whole model.
 #[derive(Debug, Parser)]
 #[command(name = "l4tool", version, styles = STYLES, max_term_width = 110, propagate_version = false)]
@@ -102,12 +104,15 @@ pub(crate) enum Kernels {
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    Download(download::Arguments),
     Inspect(inspect::Arguments),
     Routing(routing::Arguments),
     Calibrate(calibrate::Arguments),
     Quantize(quantize::Arguments),
     Convert(convert::Arguments),
+    Repack(repack::Arguments),
     Verify(verify::Arguments),
+    Diff(diff::Arguments),
     Completions(completions::Arguments),
     Man(man::Arguments),
 }

@@ -1,19 +1,23 @@
 //! Progress on standard error: bars for people, lines for logs, JSON events for machines.
 
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
+use indicatif::{HumanDuration, MultiProgress, ProgressBar, ProgressStyle};
 use l4::progress::{Progress, Unit};
 use serde_json::json;
 
+use crate::render::printable;
 use crate::size;
 
-/// Bars on a terminal.
+/// Bars on a terminal: one for the phase, and one for each of its items that is under way.
 #[derive(Default)]
 pub(crate) struct Bars {
+    all: MultiProgress,
     bar: Mutex<Option<ProgressBar>>,
+    items: Mutex<BTreeMap<String, ProgressBar>>,
 }
 
 impl Progress for Bars {
@@ -28,8 +32,13 @@ impl Progress for Bars {
         let style = ProgressStyle::with_template(&template).expect("a fixed template").progress_chars("=> ");
         let bar = ProgressBar::new(total).with_style(style).with_prefix(phase.to_owned()).with_position(done);
         bar.reset_eta();
+        let mut shown = self.bar.lock().expect("no progress call panics");
+        if let Some(before) = shown.take() {
+            before.finish_and_clear();
+        }
+        let bar = self.all.insert(0, bar);
         bar.enable_steady_tick(Duration::from_millis(200));
-        *self.bar.lock().expect("no progress call panics") = Some(bar);
+        *shown = Some(bar);
     }
 
     fn advance(&self, n: u64) {
@@ -42,6 +51,29 @@ impl Progress for Bars {
         if let Some(bar) = self.bar.lock().expect("no progress call panics").take() {
             bar.finish_and_clear();
         }
+        let items = std::mem::take(&mut *self.items.lock().expect("no progress call panics"));
+        items.values().for_each(ProgressBar::finish_and_clear);
+    }
+
+    fn item(&self, name: &str, done: u64, total: u64) {
+        let mut items = self.items.lock().expect("no progress call panics");
+        if done < total {
+            let bar = items.entry(name.to_owned()).or_insert_with(|| {
+                let template = "{msg:>22!} [{bar:30}] {percent:>3}%  {binary_bytes} of {binary_total_bytes}";
+                let style = ProgressStyle::with_template(template).expect("a fixed template").progress_chars("=> ");
+                // The end of a name tells shards apart.
+                let end = name.chars().rev().take(22).collect::<Vec<_>>().into_iter().rev().collect::<String>();
+                self.all.add(ProgressBar::new(total).with_style(style).with_message(printable(&end)))
+            });
+            bar.set_position(done);
+        } else if let Some(bar) = items.remove(name) {
+            bar.finish_and_clear();
+        }
+    }
+
+    fn note(&self, text: &str) {
+        // Above the bars; where they are not drawn, nobody would see it.
+        if self.all.is_hidden() { tell(&printable(text)) } else { drop(self.all.println(printable(text))) }
     }
 }
 
@@ -127,6 +159,10 @@ impl Progress for Lines {
             tell(&Self::line(&phase));
         }
     }
+
+    fn note(&self, text: &str) {
+        tell(&printable(text));
+    }
 }
 
 /// One JSON event per line.
@@ -171,6 +207,16 @@ impl Progress for Events {
         if let Some(phase) = self.phase.lock().expect("no progress call panics").take() {
             tell(&Self::event("finish", &phase));
         }
+    }
+
+    fn item(&self, name: &str, done: u64, total: u64) {
+        if done == total {
+            tell(&json!({"event": "item", "name": name, "done": done, "total": total}).to_string());
+        }
+    }
+
+    fn note(&self, text: &str) {
+        tell(&json!({"event": "note", "text": text}).to_string());
     }
 }
 

@@ -137,6 +137,29 @@ fn final_norm() -> Vec<u8> {
 }
 
 #[test]
+fn a_value_that_is_not_finite_is_named_with_the_file_of_its_rank() {
+    let scratch = Scratch::new();
+    let source = scratch.testdata("meta-tiny");
+    let name = "consolidated.05.pth:layers.1.feed_forward.experts.moe_w_out_eF_D";
+    let offset = {
+        let checkpoint = Checkpoint::open(&source).unwrap();
+        checkpoint.tensors()[checkpoint.find(name).unwrap()].offset as usize
+    };
+    let path = source.join("consolidated.05.pth");
+    let mut bytes = fs::read(&path).unwrap();
+    // Element (3, 2) of the first expert's [16, 64] in this rank: output 2, and input 5 * 16 + 3 of all.
+    let at = offset + (3 * 64 + 2) * 2;
+    bytes[at..at + 2].copy_from_slice(&0x7fc0_u16.to_le_bytes());
+    fs::write(&path, bytes).unwrap();
+    let out = scratch.path("out");
+    run(&mut convert(&source, &out, "")).refused(&[
+        "consolidated.05.pth` holds a weight that cannot be used",
+        "`layers.1.feed_forward.experts.0.down_proj`: the value NaN at output 2, input 83 is not finite",
+    ]);
+    assert_nothing(&out);
+}
+
+#[test]
 fn keys_that_are_not_known_are_told() {
     let scratch = Scratch::new();
     let source = scratch.testdata("meta-fp8");

@@ -222,9 +222,6 @@ fn what_is_no_llama_4_checkpoint_is_called_by_its_name() {
     assert!(error.contains("hint: the download did not finish"), "{error}");
     let error = refused(&meta.path().join("consolidated.00.pth"));
     assert!(error.contains("not a whole zip archive"), "{error}");
-
-    let error = refused(Path::new("hf://meta-llama/Llama-4-Scout-17B-16E"));
-    assert!(error.contains("Hub is not part of this version"), "{error}");
 }
 
 #[test]

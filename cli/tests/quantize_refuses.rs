@@ -169,6 +169,8 @@ fn recipes_that_are_wrong() {
         ("[[rule]]\nmatch = 'norm'\nscheme = 'fp8-dynamic'", "`norm` matches only"),
         ("[[rule]]\nmatch = 'layers'\nkeep = true", "nothing is left to quantize"),
         ("[[rule]]\nmatch = 'feed_forward'\nscheme = 'w4a16'", "group size of 128"),
+        ("[[rule]]\nmatch = 'feed_forward'\nscheme = 'fp8-static'", "`fp8-static` needs calibration data"),
+        ("[[rule]]\nmatch = 'feed_forward'\nscheme = 'w4a16'\ngroup_size = 32\nmethod = 'gptq'", "`gptq` needs calibration data"),
     ] {
         fs::write(&recipe, text).unwrap();
         refused(&source, &out, &flags, &[words, "hint:"]);

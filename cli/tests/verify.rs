@@ -152,7 +152,7 @@ fn manifests_that_are_wrong() {
     fs::create_dir(out.join("inner")).unwrap();
     fs::write(out.join("inner/x"), "content").unwrap();
     let digest = sha256sum(&outside);
-    for name in ["gone.txt", "../x", "inner/../../x", outside.to_str().unwrap(), "inner", "inner/x", "", ".", ".."] {
+    for name in ["gone.txt", "../x", "inner/../../x", outside.to_str().unwrap(), "inner", "inner//x", "", ".", ".."] {
         let mut manifest = original.clone();
         manifest["files"].as_array_mut().unwrap().push(json!({ "name": name, "bytes": 7, "sha256": digest }));
         fs::write(out.join(MANIFEST), manifest.to_string()).unwrap();

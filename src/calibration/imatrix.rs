@@ -216,7 +216,7 @@ impl Imatrix {
         let values = self.file.bytes(counts).chunks_exact(4);
         let values = values.map(|bytes| f32::from_le_bytes(bytes.try_into().expect("four bytes")));
         values
-            .map(|count| if count >= 0.0 && count < 1e18 { Ok(count as u64) } else { bail!("a count of {count}") })
+            .map(|count| if (0.0..1e18).contains(&count) { Ok(count as u64) } else { bail!("a count of {count}") })
             .collect::<Result<Vec<u64>>>()
             .map(Some)
             .with_context(context)

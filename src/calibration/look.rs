@@ -4,9 +4,9 @@ use std::path::Path;
 
 use anyhow::Result;
 
+use super::Pass;
 use super::data::CalibrationData;
 use super::statistics::{Collector, LayerRouting, ModelKey, Output};
-use super::{Pass, Sequences};
 use crate::error::hint;
 use crate::llama4::Llama4;
 use crate::progress::Control;
@@ -27,20 +27,20 @@ pub fn look(
     folder: &Path,
     control: &Control<'_>,
 ) -> Result<Vec<LayerRouting>> {
-    let ids = data.samples.iter().flat_map(|sample| sample.tokens.iter().copied()).collect();
-    let sequences = Sequences::new(ids, data.samples.iter().map(|sample| sample.tokens.len()).collect())?;
+    let sequences = data.sequences()?;
     let text = &model.config.text;
+    let hessians = output.as_ref().is_some_and(|output| output.hessians);
     // Gate and up of a fused expert are resident together; dequantized, in float32 at most.
     let matrix = 2 * (text.intermediate_size * text.hidden_size) as u64 * size_of::<f32>() as u64;
     let needed = BASE_BYTES
         + matrix
         + Pass::working_bytes(model, &sequences)
-        + Collector::bytes(key, data.labels.len(), sequences.tokens())
+        + Collector::bytes(key, data.labels.len(), sequences.tokens(), hessians)
         + 8 * sequences.tokens() as u64;
     let Some(room) = control.memory.checked_sub(needed) else {
         return Err(hint(
             format!("a step of this model needs about {needed} bytes of memory, the bound is {}", control.memory),
-            "allow more `--memory`, or choose a smaller `--seq-len`",
+            "allow more `--memory`, or choose a smaller `--seq-len`; Hessians alone take 4 bytes times the square of the widest input",
         ));
     };
     let labels: Vec<usize> = (0..data.labels.len())

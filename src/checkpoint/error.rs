@@ -82,6 +82,8 @@ pub enum Kind {
     NotInIndex,
     /// A tensor that the index expects in another file.
     WrongShard { listed: String },
+    /// An address of the hub where files of this machine are needed.
+    Elsewhere,
     /// A GGUF file that breaks a rule of its format.
     Malformed { what: String },
     /// A torch file that is no zip archive, or not one that torch writes.
@@ -133,6 +135,11 @@ impl FormatError {
             }
             Kind::NotInShard | Kind::NotInIndex | Kind::WrongShard { .. } | Kind::InTwoFiles { .. } => {
                 "the index and the files are not from the same checkpoint; fetch both from the same revision"
+            }
+            Kind::Elsewhere => {
+                let address = self.file.to_string_lossy();
+                let name = address.trim_start_matches("hf:").trim_start_matches('/');
+                return Some(format!("fetch it first: `l4tool download {name} -o FOLDER`"));
             }
             Kind::LeavesFolder { .. } => "copy the file into the folder in place of the link",
             Kind::Archive { .. } => {
@@ -224,6 +231,7 @@ impl fmt::Display for Kind {
             Self::NotInShard => write!(f, "the index promises it here, and the file does not have it"),
             Self::NotInIndex => write!(f, "the file has it, and the index does not name it"),
             Self::WrongShard { listed } => write!(f, "the index expects it in `{}`", shown(listed)),
+            Self::Elsewhere => write!(f, "this needs the weights, and they lie on the hub"),
             Self::Malformed { what } => write!(f, "{what}"),
             Self::Archive { what } => write!(f, "{}", shown(what)),
             Self::Pickle { what, at } => write!(f, "the pickle is damaged or unusual at byte {at}: {}", shown(what)),

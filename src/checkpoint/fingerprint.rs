@@ -74,6 +74,7 @@ impl Checkpoint {
     /// [`Kind::Changed`], or [`Kind::Io`] for a file that is gone. After an error no byte of the checkpoint may be relied on, and
     /// those behind a file's new end must not be touched.
     pub fn unchanged(&self) -> Result<(), FormatError> {
+        self.require_here()?;
         let weights = self.files.iter().map(|file| (&file.path, file.bytes, file.modified_ns));
         let sides = self.sides.iter().map(|side| (&side.path, side.fingerprint.bytes, side.fingerprint.modified_ns));
         for (path, was_bytes, was_modified_ns) in weights.chain(sides) {

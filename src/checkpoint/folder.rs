@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use super::error::{FormatError, Kind};
 use super::index::INDEX_NAME;
 use super::json::read_capped;
-use super::{SideFile, modified_ns};
+use super::{CONFIG_BYTES_MAX, CONFIG_NAMES, CONFIG_NAMES_OF_RANKS, Described, Part, SideFile, modified_ns, rank_of};
 
 /// A folder that files are opened from, by plain name.
 pub(super) struct Folder {
@@ -69,9 +69,20 @@ impl Folder {
         Ok(Some((side, content)))
     }
 
+    /// What describes the model that `parts` hold, if the folder has such a file.
+    pub(super) fn config(&self, parts: &[Part]) -> Result<Option<Described>, FormatError> {
+        let of_ranks = parts.iter().any(|part| rank_of(&part.file.name).is_some());
+        for name in if of_ranks { CONFIG_NAMES_OF_RANKS } else { CONFIG_NAMES } {
+            if let Some((side, content)) = self.small_file(name, CONFIG_BYTES_MAX)? {
+                return Ok(Some((name, side, content)));
+            }
+        }
+        Ok(None)
+    }
+
     /// The names of the folder's `.safetensors` files, sorted.
     pub(super) fn safetensors_names(&self) -> Result<Vec<String>, FormatError> {
-        self.names(|name| name.ends_with(".safetensors"))
+        self.names(is_weights)
     }
 
     /// The names that are `wanted`, sorted.
@@ -96,6 +107,11 @@ impl Folder {
     pub(super) fn has_index(&self) -> bool {
         fs::symlink_metadata(self.path.join(INDEX_NAME)).is_ok()
     }
+}
+
+/// Whether a file of that name holds weights. Names with a leading dot are what downloads and editors leave behind.
+pub(super) fn is_weights(name: &str) -> bool {
+    name.ends_with(".safetensors") && !name.starts_with('.')
 }
 
 /// `blobs/` of the cache repository that has this folder as a snapshot.

@@ -5,6 +5,7 @@
 //!   "weight_map": { "tensor name": "model-00001-of-00050.safetensors", .. } }
 //! ```
 
+use std::collections::BTreeMap;
 use std::path::{Component, Path};
 
 use serde::Deserialize;
@@ -55,6 +56,15 @@ impl Index {
         files.sort_unstable();
         files.dedup();
         files
+    }
+
+    /// For each file, the bytes of the names in it, with `each` more for every name: about what its header takes.
+    pub(super) fn name_bytes(&self, each: u64) -> BTreeMap<&str, u64> {
+        let mut bytes = BTreeMap::new();
+        for (name, file) in &self.entries {
+            *bytes.entry(file.as_str()).or_default() += name.len() as u64 + each;
+        }
+        bytes
     }
 
     /// Index and files name the same tensors in the same places. `tensors` are sorted by name, without duplicates.

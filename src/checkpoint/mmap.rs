@@ -25,10 +25,10 @@ pub enum Edges {
     Drop,
 }
 
-/// A mapped file.
+/// A mapped file, or one that lies elsewhere and has only been described.
 #[derive(Debug)]
 pub(crate) struct Map {
-    map: memmap2::Mmap,
+    map: Option<memmap2::Mmap>,
     page: u64,
 }
 
@@ -38,19 +38,28 @@ impl Map {
         // SAFETY: the map is read-only. That nobody changes the file meanwhile cannot be proved, only documented and watched
         // (see the module header); the bytes are plain data for which every bit pattern is valid.
         let map = unsafe { memmap2::MmapOptions::new().len(bytes as usize).map(file)? };
-        Ok(Self { map, page: rustix::param::page_size() as u64 })
+        Ok(Self { map: Some(map), page: rustix::param::page_size() as u64 })
+    }
+
+    /// Stands for a file that is not on this machine.
+    pub(crate) fn absent() -> Self {
+        Self { map: None, page: rustix::param::page_size() as u64 }
     }
 
     /// The whole file.
+    ///
+    /// # Panics
+    /// If it is absent.
     pub(crate) fn bytes(&self) -> &[u8] {
-        &self.map
+        self.map.as_deref().expect("who reads weights asks `Checkpoint::require_here` first")
     }
 
     /// Gives the pages of a byte range back to the operating system (they stay in its page cache).
     ///
     /// This is advice: where the system declines it, memory stays resident and nothing else changes.
     pub(crate) fn release(&self, range: Range<u64>, edges: Edges) {
-        let range = rounded(range, self.page, self.map.len() as u64, edges);
+        let Some(map) = &self.map else { return };
+        let range = rounded(range, self.page, map.len() as u64, edges);
         if range.is_empty() {
             return;
         }
@@ -59,20 +68,18 @@ impl Map {
             let (start, length) = (range.start as usize, (range.end - range.start) as usize);
             // SAFETY: `MADV_DONTNEED` on a read-only map of a file drops page table entries only; the next access, also through a
             // slice that is alive now, reads the same bytes of the same file again.
-            let _ = unsafe { self.map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, length) };
+            let _ = unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, length) };
         }
     }
 
     /// Asks the operating system to read a byte range ahead. Returns at once; advice, like [`Map::release`].
     pub(crate) fn will_need(&self, range: Range<u64>) {
-        let range = rounded(range, self.page, self.map.len() as u64, Edges::Drop);
+        let Some(map) = &self.map else { return };
+        let range = rounded(range, self.page, map.len() as u64, Edges::Drop);
         if !range.is_empty() {
             #[cfg(unix)]
-            let _ = self.map.advise_range(
-                memmap2::Advice::WillNeed,
-                range.start as usize,
-                (range.end - range.start) as usize,
-            );
+            let _ =
+                map.advise_range(memmap2::Advice::WillNeed, range.start as usize, (range.end - range.start) as usize);
         }
     }
 }

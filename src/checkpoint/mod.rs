@@ -16,7 +16,9 @@ mod header;
 mod index;
 mod json;
 mod mmap;
+mod rank_files;
 mod ranks;
+mod remote;
 mod safetensors;
 mod torch;
 
@@ -35,7 +37,9 @@ pub use fingerprint::{FileFingerprint, Fingerprint};
 pub use header::{DIMENSIONS_MAX, HEADER_BYTES_MAX};
 pub use index::INDEX_NAME;
 pub use mmap::Edges;
+pub use rank_files::RANK_MARK;
 pub use ranks::rank_of;
+pub use remote::Remote;
 
 use crate::dtype::Dtype;
 use fingerprint::{SideFile, modified_ns};
@@ -46,8 +50,9 @@ use mmap::Map;
 /// The largest `config.json` that is read. Real ones have 3 to 300 kB (long `ignore` lists of quantized models).
 const CONFIG_BYTES_MAX: u64 = 64_000_000;
 
-/// The files that may describe the model, in the order in which they are looked for.
+/// The files that may describe the model, in the order in which they are looked for: beside files of ranks it is Meta's.
 const CONFIG_NAMES: [&str; 2] = ["config.json", "params.json"];
+const CONFIG_NAMES_OF_RANKS: [&str; 2] = ["params.json", "config.json"];
 
 /// The name under which transformers looks for the weights of a model in one file.
 const SINGLE_NAME: &str = "model.safetensors";
@@ -88,6 +93,9 @@ pub struct TensorInfo {
     pub bytes: u64,
 }
 
+/// The file that describes the model: its name, its identity, and its content.
+type Described = (&'static str, SideFile, Vec<u8>);
+
 /// What a container gives for one file: the file, its map, and its tensors (their `file` is set by [`Checkpoint`]).
 struct Part {
     file: SourceFile,
@@ -105,6 +113,8 @@ pub struct Checkpoint {
     config: Option<(&'static str, Vec<u8>)>,
     sides: Vec<SideFile>,
     unlisted: Vec<String>,
+    /// The names of all files, if they lie elsewhere and only headers are here.
+    elsewhere: Option<Vec<String>>,
 }
 
 impl Checkpoint {
@@ -119,11 +129,16 @@ impl Checkpoint {
     /// # Errors
     /// [`FormatError`] names the file, the tensor and the value. Every fault that a header, an index or their sizes can show is found here.
     pub fn open(path: &Path) -> Result<Self, FormatError> {
+        if remote::is_address(path) {
+            return Err(FormatError::new(path, Kind::Elsewhere));
+        }
         let found = fs::metadata(path).map_err(FormatError::io(path, "open"))?;
         if found.is_dir() {
             let folder = Folder::open(path)?;
             if folder.has_index() {
                 Self::open_indexed(path, &folder)
+            } else if rank_files::is_one(&folder)? {
+                Self::open_rank_files(path, &folder)
             } else if folder.safetensors_names()?.is_empty() {
                 Self::open_ranks(path, &folder)
             } else {
@@ -136,7 +151,8 @@ impl Checkpoint {
                 Some(parent) if parent != Path::new("") => parent,
                 _ => Path::new("."),
             };
-            Self::assemble(parent, &Folder::open(parent)?, vec![part])
+            let config = Folder::open(parent)?.config(std::slice::from_ref(&part))?;
+            Self::assemble(parent, config, vec![part])
         }
     }
 
@@ -148,7 +164,7 @@ impl Checkpoint {
         };
         let index = Index::parse(&index_path, &text)?;
         let parts = Self::open_shards(folder, &index.files())?;
-        let mut checkpoint = Self::assemble(path, folder, parts)?;
+        let mut checkpoint = Self::assemble(path, folder.config(&parts)?, parts)?;
         index.check(&checkpoint.files, &checkpoint.tensors)?;
         let names = folder.safetensors_names()?;
         checkpoint.unlisted = names.into_iter().filter(|name| checkpoint.file_named(name).is_none()).collect();
@@ -179,22 +195,14 @@ impl Checkpoint {
 
     fn open_single(path: &Path, folder: &Folder) -> Result<Self, FormatError> {
         let mut names = folder.safetensors_names()?;
-        let chosen = match names.as_slice() {
-            [] => return Err(FormatError::new(path, Kind::NoWeights)),
-            [_] => 0,
-            _ => match names.iter().position(|name| name == SINGLE_NAME) {
-                Some(position) => position,
-                None => return Err(FormatError::new(path, Kind::NoIndex { files: names.len() })),
-            },
-        };
-        let (file, real) = folder.file(&names.remove(chosen))?;
-        let mut checkpoint = Self::assemble(path, folder, vec![safetensors::open(&file, &real)?])?;
+        let (file, real) = folder.file(&take_single(path, &mut names)?)?;
+        let mut checkpoint = Self::assemble(path, folder.config(&[])?, vec![safetensors::open(&file, &real)?])?;
         checkpoint.unlisted = names;
         Ok(checkpoint)
     }
 
     /// One catalogue of all files' tensors; no name may be in two files.
-    fn assemble(path: &Path, folder: &Folder, parts: Vec<Part>) -> Result<Self, FormatError> {
+    fn assemble(path: &Path, config: Option<Described>, parts: Vec<Part>) -> Result<Self, FormatError> {
         let (mut files, mut maps, mut tensors) = (Vec::new(), Vec::new(), Vec::new());
         for (file, part) in parts.into_iter().enumerate() {
             tensors.extend(part.tensors.into_iter().map(|tensor| TensorInfo { file, ..tensor }));
@@ -207,14 +215,12 @@ impl Checkpoint {
             let kind = Kind::InTwoFiles { other: files[twice[0].file].name.clone() };
             return Err(FormatError::tensor(&files[twice[1].file].path, &twice[1].name, kind));
         }
-        let (mut config, mut sides, unlisted) = (None, Vec::new(), Vec::new());
-        for name in CONFIG_NAMES {
-            if let (None, Some((side, content))) = (&config, folder.small_file(name, CONFIG_BYTES_MAX)?) {
-                config = Some((name, content));
-                sides.push(side);
-            }
-        }
-        Ok(Self { folder: path.to_path_buf(), files, maps, tensors, config, sides, unlisted })
+        let (mut sides, unlisted) = (Vec::new(), Vec::new());
+        let config = config.map(|(name, side, content)| {
+            sides.push(side);
+            (name, content)
+        });
+        Ok(Self { folder: path.to_path_buf(), files, maps, tensors, config, sides, unlisted, elsewhere: None })
     }
 
     /// The folder that the files lie in, as the user wrote it (`.` for a bare file name).
@@ -259,6 +265,9 @@ impl Checkpoint {
     /// # Errors
     /// The folder cannot be listed.
     pub fn side_names(&self) -> Result<Vec<String>, FormatError> {
+        if let Some(names) = &self.elsewhere {
+            return Ok(names.clone());
+        }
         let list = || FormatError::io(&self.folder, "list");
         let mut names = Vec::new();
         for entry in fs::read_dir(&self.folder).map_err(list())? {
@@ -275,6 +284,7 @@ impl Checkpoint {
     /// # Errors
     /// It has more than `cap` bytes, is no regular file, leads out of the folder, or cannot be read.
     pub fn side_file(&self, name: &str, cap: u64) -> Result<Option<Vec<u8>>, FormatError> {
+        self.require_here()?;
         let found = Folder::open(&self.folder)?.small_file(name, cap)?;
         Ok(found.map(|(_, content)| content))
     }
@@ -331,4 +341,17 @@ impl Checkpoint {
         );
         (&self.maps[tensor.file], tensor.offset + range.start..tensor.offset + range.end)
     }
+}
+
+/// Takes the name of the file that a folder without an index is, out of all safetensors files of the folder.
+fn take_single(path: &Path, names: &mut Vec<String>) -> Result<String, FormatError> {
+    let chosen = match names.as_slice() {
+        [] => return Err(FormatError::new(path, Kind::NoWeights)),
+        [_] => 0,
+        _ => match names.iter().position(|name| name == SINGLE_NAME) {
+            Some(position) => position,
+            None => return Err(FormatError::new(path, Kind::NoIndex { files: names.len() })),
+        },
+    };
+    Ok(names.remove(chosen))
 }

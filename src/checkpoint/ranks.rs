@@ -70,6 +70,6 @@ impl Checkpoint {
             }
             parts.push(part);
         }
-        Self::assemble(path, folder, parts)
+        Self::assemble(path, folder.config(&parts)?, parts)
     }
 }

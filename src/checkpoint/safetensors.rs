@@ -28,6 +28,17 @@ pub(super) fn open(path: &Path, real: &Path) -> Result<Part, FormatError> {
     let bytes = found.len();
 
     let head = read_head(&mut file, path, bytes)?;
+    describe(path, &head, bytes, modified_ns(&found), || Map::new(&file, bytes).map_err(FormatError::io(path, "map")))
+}
+
+/// What `head` (the length field and the header) says of the file at `path` that has `bytes`.
+pub(super) fn describe(
+    path: &Path,
+    head: &[u8],
+    bytes: u64,
+    modified_ns: i64,
+    map: impl FnOnce() -> Result<Map, FormatError>,
+) -> Result<Part, FormatError> {
     let header = header::parse(&head[LENGTH_BYTES as usize..]).map_err(|fault| FormatError {
         file: path.to_path_buf(),
         tensor: fault.tensor,
@@ -51,14 +62,14 @@ pub(super) fn open(path: &Path, real: &Path) -> Result<Part, FormatError> {
     });
     Ok(Part {
         tensors: tensors.collect(),
-        map: Map::new(&file, bytes).map_err(FormatError::io(path, "map"))?,
+        map: map()?,
         file: SourceFile {
             name: path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default(),
             path: path.to_path_buf(),
             bytes,
-            modified_ns: modified_ns(&found),
+            modified_ns,
             header_bytes: data_start,
-            header_digest: format!("{:032x}", xxh3_128(&head)),
+            header_digest: format!("{:032x}", xxh3_128(head)),
             metadata: header.metadata,
         },
     })
@@ -66,28 +77,35 @@ pub(super) fn open(path: &Path, real: &Path) -> Result<Part, FormatError> {
 
 /// The length field and the header, as they stand in the file.
 fn read_head(file: &mut File, path: &Path, bytes: u64) -> Result<Vec<u8>, FormatError> {
-    let error = |kind| FormatError::new(path, kind);
     if bytes < LENGTH_BYTES {
-        return Err(error(Kind::TooShort { bytes }));
+        return Err(FormatError::new(path, Kind::TooShort { bytes }));
     }
     let mut head = read_capped(file, path, LENGTH_BYTES, LENGTH_BYTES)?;
-    let Ok(length) = <[u8; 8]>::try_from(head.as_slice()) else {
-        return Err(error(Kind::TooShort { bytes: head.len() as u64 }));
+    let header = head_bytes(path, &head, bytes)? - LENGTH_BYTES;
+    let text = read_capped(file, path, header, header)?;
+    if (text.len() as u64) < header {
+        let file = LENGTH_BYTES + text.len() as u64;
+        return Err(FormatError::new(path, Kind::HeaderPastEnd { header, file }));
+    }
+    head.extend_from_slice(&text);
+    Ok(head)
+}
+
+/// How many bytes the length field and the header of a file of `bytes` take; `first` are its first bytes, at least 8.
+pub(super) fn head_bytes(path: &Path, first: &[u8], bytes: u64) -> Result<u64, FormatError> {
+    let error = |kind| FormatError::new(path, kind);
+    let Some(length) = first.first_chunk::<{ LENGTH_BYTES as usize }>() else {
+        return Err(error(Kind::TooShort { bytes: first.len() as u64 }));
     };
-    let header = u64::from_le_bytes(length);
-    if header > bytes - LENGTH_BYTES {
+    let header = u64::from_le_bytes(*length);
+    if header > bytes.saturating_sub(LENGTH_BYTES) {
         // A text or archive file shows here, because its first bytes make an absurd length.
         return Err(error(Kind::HeaderPastEnd { header, file: bytes }));
     }
     if header > HEADER_BYTES_MAX {
         return Err(error(Kind::TooLarge { bytes: header, cap: HEADER_BYTES_MAX }));
     }
-    let text = read_capped(file, path, header, header)?;
-    if (text.len() as u64) < header {
-        return Err(error(Kind::HeaderPastEnd { header, file: LENGTH_BYTES + text.len() as u64 }));
-    }
-    head.extend_from_slice(&text);
-    Ok(head)
+    Ok(LENGTH_BYTES + header)
 }
 
 /// The file has exactly the bytes that its header promises.

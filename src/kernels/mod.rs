@@ -7,6 +7,7 @@
 //! It must not know tensors, files, names or configurations. `unsafe` lives in the files named after an instruction set.
 
 mod convert;
+mod distance;
 pub mod gemm;
 mod portable;
 pub mod rows;
@@ -26,6 +27,7 @@ use std::fmt;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 pub use convert::{bf16_to_f32, f32_to_bf16, first_nonfinite};
+pub use distance::{Distance, distance, same};
 pub use simd::{Float, LANES, Lanes, Simd, Words};
 pub use transpose::transpose;
 

@@ -6,7 +6,7 @@
 /// Lanes of a reduction.
 const LANES: usize = 16;
 
-/// Defines a public function that runs `$body` compiled for the widest instruction set of the machine.
+/// Defines a public function that runs `$body` compiled for the instruction set in use.
 macro_rules! dispatch {
     ($(#[$doc:meta])* pub fn $name:ident($($arg:ident: $type:ty),*) = $body:ident) => {
         $(#[$doc])*
@@ -21,13 +21,12 @@ macro_rules! dispatch {
                 fn avx2($($arg: $type),*) {
                     $body($($arg),*);
                 }
-                if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw") {
-                    // SAFETY: the features were detected on the line above.
-                    return unsafe { avx512($($arg),*) };
-                }
-                if is_x86_feature_detected!("avx2") {
-                    // SAFETY: the feature was detected on the line above.
-                    return unsafe { avx2($($arg),*) };
+                match super::active() {
+                    // SAFETY: an instruction set is active only where it is available.
+                    super::Isa::Avx512 => return unsafe { avx512($($arg),*) },
+                    // SAFETY: as above.
+                    super::Isa::Avx2 => return unsafe { avx2($($arg),*) },
+                    super::Isa::Scalar => {}
                 }
             }
             $body($($arg),*);
@@ -128,7 +127,7 @@ fn silu_mul_body(gate: &mut [f32], up: &[f32]) {
 
 /// `1 / (1 + e^-x)`.
 pub fn sigmoid(x: f32) -> f32 {
-    1.0 / (1.0 + (-x).exp())
+    1.0 / (1.0 + exp(-x))
 }
 
 /// `e^x` to within 2 units in the last place, without a branch: 0 below -87.3, held at e^88 above 88, NaN for NaN.
@@ -208,6 +207,39 @@ mod tests {
             silu_mul(&mut gate, &weight);
             near(&gate, wide.iter().zip(&weight).map(|(x, &w)| x / (1.0 + (-x).exp()) * f64::from(w)).collect());
         }
+    }
+
+    #[test]
+    fn every_instruction_set_gives_the_same_bits() {
+        use crate::kernels::{Isa, pinned};
+        for len in [1usize, 7, 16, 33, 100, 1000] {
+            let x: Vec<f32> = (0..len).map(|i| ((i * 7919 % 1013) as f32 - 506.0) / 37.0).collect();
+            let weight: Vec<f32> = (0..len).map(|i| 0.3 + (i * 31 % 97) as f32 / 7.0).collect();
+            let everything = || {
+                let (mut softmaxed, mut normed, mut unweighted, mut gate) =
+                    (x.clone(), x.clone(), x.clone(), x.clone());
+                softmax(&mut softmaxed);
+                rms_norm(&x, &weight, 1e-5, &mut normed);
+                normalize(&mut unweighted, 1e-5);
+                silu_mul(&mut gate, &weight);
+                [softmaxed, normed, unweighted, gate].concat().iter().map(|value| value.to_bits()).collect::<Vec<u32>>()
+            };
+            let expected = pinned(Isa::Scalar, everything);
+            for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
+                assert_eq!(pinned(isa, everything), expected, "{isa} {len}");
+            }
+        }
+    }
+
+    #[test]
+    fn sigmoid_agrees_with_float64() {
+        for i in -2000..2000 {
+            let x = i as f32 / 100.0;
+            let expected = 1.0 / (1.0 + (-f64::from(x)).exp());
+            assert!((f64::from(sigmoid(x)) - expected).abs() <= expected * 4e-7, "{x}");
+        }
+        assert!(sigmoid(-200.0) < 1e-37 && sigmoid(200.0) == 1.0);
+        assert!(sigmoid(f32::NAN).is_nan());
     }
 
     #[test]

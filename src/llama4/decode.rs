@@ -18,8 +18,24 @@ impl Llama4 {
     pub fn dequantize<T: Target>(&self, weight: &Weight, outs: Range<usize>, rows: &mut [T]) {
         let (out, ins) = weight.matrix();
         assert!(outs.end <= out && rows.len() == outs.len() * ins, "{} values for rows {outs:?}", rows.len());
-        match weight.coding {
-            Coding::Plain(_) | Coding::Pieces(_) => panic!("`{}` is no quantized matrix of its own", weight.name),
+        assert!(!matches!(weight.coding, Coding::Plain(_)), "`{}` is not quantized", weight.name);
+        self.decode(weight.coding, (out, ins), outs, rows);
+    }
+
+    /// [`Llama4::dequantize`] for a matrix `[out, ins]` in any coding.
+    pub(super) fn decode<T: Target>(
+        &self,
+        coding: Coding,
+        (out, ins): (usize, usize),
+        outs: Range<usize>,
+        rows: &mut [T],
+    ) {
+        match coding {
+            Coding::Plain(plane) => self.plain_rows(plane, ins, &outs, rows),
+            Coding::Split { cut, first, count, .. } => {
+                self.joined_rows((cut, &self.shards[first..first + count]), (out, ins), &outs, rows);
+            }
+            Coding::Pieces(id) => self.pieced_rows(&self.pieces[id], (out, ins), &outs, rows),
             Coding::Int4 { packed, scale, zero_point, group_size, .. } => {
                 let zero_points = zero_point.map(|id| self.zero_points(id, &outs, ins / group_size));
                 let packed = int4::Packed {
@@ -55,11 +71,26 @@ impl Llama4 {
 
     /// Gives back the pages that [`Llama4::dequantize`] has touched for output rows `outs`.
     pub fn release_rows(&self, weight: &Weight, outs: Range<usize>) {
-        let (out, _) = weight.matrix();
+        self.release_coded(weight.coding, weight.matrix(), outs);
+    }
+
+    pub(super) fn release_coded(&self, coding: Coding, (out, ins): (usize, usize), outs: Range<usize>) {
         let rows = |id| self.checkpoint.release(id, self.row_range(id, &outs, out), Edges::Drop);
         let whole = |id: TensorId| self.checkpoint.release(id, 0..self.checkpoint.tensors()[id].bytes, Edges::Drop);
-        match weight.coding {
-            Coding::Plain(_) | Coding::Pieces(_) => {}
+        match coding {
+            Coding::Plain(_) => {}
+            Coding::Pieces(id) => {
+                for piece in &self.pieces[id].pieces {
+                    self.checkpoint.release(
+                        piece.tensor,
+                        0..self.checkpoint.tensors()[piece.tensor].bytes,
+                        Edges::Drop,
+                    );
+                }
+            }
+            Coding::Split { cut, first, count, .. } => {
+                self.release_joined((cut, &self.shards[first..first + count]), (out, ins), &outs);
+            }
             Coding::Int4 { packed, scale, zero_point, .. } => {
                 rows(packed);
                 rows(scale);
@@ -81,6 +112,7 @@ impl Llama4 {
                 Elements::Float(float) => Some(float),
                 Elements::Fp8 => None,
             },
+            Coding::Split { float, .. } => float,
             Coding::Int4 { .. } | Coding::Fp8 { .. } => None,
         }
     }
@@ -90,6 +122,12 @@ impl Llama4 {
     /// # Panics
     /// If the weight is quantized.
     pub fn plain_values(&self, weight: &Weight) -> Vec<f32> {
+        if let Coding::Split { scheme: None, .. } = weight.coding {
+            let (out, ins) = weight.matrix();
+            let mut values = vec![0.0; out * ins];
+            self.decode(weight.coding, (out, ins), 0..out, &mut values);
+            return values;
+        }
         let Coding::Plain(plane) = weight.coding else { panic!("`{}` is quantized", weight.name) };
         let bytes = plane.float.bytes();
         let length = weight.numel() * bytes as u64;

@@ -208,6 +208,11 @@ impl Part {
     }
 }
 
+/// A tensor's own name, without the file of its rank that [`crate::checkpoint::Checkpoint::open`] puts before it.
+pub fn without_rank(name: &str) -> &str {
+    name.split_once(crate::checkpoint::RANK_MARK).map_or(name, |(_, own)| own)
+}
+
 /// Where the modules of a checkpoint hang: the prefixes of its architecture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Prefixes {
@@ -241,6 +246,12 @@ impl Prefixes {
         }
         let _ = write!(name, "{logical}");
         name
+    }
+
+    /// The physical name of a layer's fused experts; `part` is one of the two that are fused.
+    pub fn fused(self, layer: usize, part: Part) -> String {
+        let name = if part == Part::FusedGateUp { "gate_up_proj" } else { "down_proj" };
+        self.physical(&format!("layers.{layer}.feed_forward.experts.{name}"))
     }
 
     /// Splits a physical tensor name into the logical module and the part; `None` if it stands outside these prefixes.

@@ -2,7 +2,8 @@
 //!
 //! Judges bytes of tensors, a stripe at a time, so that whoever reads a file anyway can judge it in passing.
 
-use super::names::{Part, Prefixes};
+use super::names::{Part, Prefixes, without_rank};
+use super::shards::part_shape;
 use super::view::{Coding, Llama4, TensorId};
 use crate::dtype::Dtype;
 use crate::kernels::{self, Float};
@@ -27,13 +28,19 @@ impl Llama4 {
     pub fn expectation(&self, id: TensorId) -> Expectation {
         let info = &self.checkpoint.tensors()[id];
         let Some(weight) = self.owner[id].map(|index| &self.weights[index]) else { return Expectation::Any };
-        let part = Prefixes::of(self.config.model).split(&info.name).map(|(_, part)| part);
+        let part = Prefixes::of(self.config.model).split(without_rank(&info.name)).map(|(_, part)| part);
         match (weight.coding, part, Float::of(info.dtype)) {
-            (Coding::Plain(_), _, Some(float)) => Expectation::Finite(float),
+            (Coding::Plain(_) | Coding::Split { scheme: None, .. }, _, Some(float)) => Expectation::Finite(float),
             (_, Some(Part::Scale | Part::InputScale), Some(float)) => Expectation::Scale(float),
-            (Coding::Fp8 { .. }, Some(Part::Weight), _) => Expectation::Fp8,
+            (Coding::Fp8 { .. } | Coding::Split { .. }, Some(Part::Weight), _) if info.dtype == Dtype::F8_E4M3 => {
+                Expectation::Fp8
+            }
             (_, Some(Part::Shape), _) => {
-                let (out, input) = weight.matrix();
+                let shape = match weight.coding {
+                    Coding::Split { cut, count, .. } => part_shape(cut, &weight.shape, count),
+                    _ => None,
+                };
+                let (out, input) = shape.map_or(weight.matrix(), |part| (part[0], part[1]));
                 Expectation::Shape([out as u64, input as u64], if info.dtype == Dtype::I64 { 8 } else { 4 })
             }
             _ => Expectation::Any,

@@ -14,7 +14,9 @@ use super::expected::{Expected, expected};
 use super::find::{Finder, Parts};
 use super::names::{Part, Prefixes, Role, logical_name};
 use super::pieces::Pieces;
-use crate::checkpoint::{Checkpoint, TensorInfo};
+use super::ranks;
+use super::shards::Cut;
+use crate::checkpoint::{Checkpoint, Remote, TensorInfo};
 use crate::kernels::Float;
 use crate::quant::Layout;
 use crate::quant::scheme::Scheme;
@@ -68,6 +70,19 @@ pub enum Coding {
     },
     /// In pieces that no engine reads as they are: an index into [`Llama4::pieces`].
     Pieces(usize),
+    /// In equal parts, one for each rank of tensor parallelism, each coded as a matrix of its own.
+    Split {
+        /// How they lie; never [`Cut::Whole`].
+        cut: Cut,
+        /// The first part, an index into [`Llama4::shards`].
+        first: usize,
+        /// Number of parts.
+        count: usize,
+        /// The scheme of the parts; `None` if they are plain.
+        scheme: Option<Scheme>,
+        /// The format of plain parts.
+        float: Option<Float>,
+    },
 }
 
 impl Coding {
@@ -79,6 +94,7 @@ impl Coding {
                 Some(Scheme::W4A16 { group_size, symmetric: zero_point.is_none() })
             }
             Self::Fp8 { scheme, .. } => Some(scheme),
+            Self::Split { scheme, .. } => scheme,
         }
     }
 }
@@ -164,6 +180,8 @@ pub struct Llama4 {
     pub dialect: Dialect,
     /// The weights that lie in pieces.
     pub pieces: Vec<Pieces>,
+    /// The parts of weights that lie in rank shards, rank by rank.
+    pub shards: Vec<Coding>,
     by_name: HashMap<String, usize>,
 }
 
@@ -178,6 +196,7 @@ impl Llama4 {
         let config = Config::of(&checkpoint).with_context(|| format!("opening `{}`", path.display()))?;
         Ok(match checkpoint.config() {
             Some(("params.json", _)) => super::meta::assign(checkpoint, config),
+            _ if ranks::is_sharded(&checkpoint) => ranks::assign(checkpoint, config)?,
             _ => Self::assign(checkpoint, config),
         })
     }
@@ -194,7 +213,17 @@ impl Llama4 {
     ) -> Self {
         problems.sort_by(|a, b| (a.kind, &a.name).cmp(&(b.kind, &b.name)));
         let by_name = weights.iter().enumerate().map(|(index, weight)| (weight.name.clone(), index)).collect();
-        Self { checkpoint, config, weights, problems, owner, dialect, pieces, by_name }
+        Self { checkpoint, config, weights, problems, owner, dialect, pieces, shards: Vec::new(), by_name }
+    }
+
+    /// As [`Llama4::open`], for a checkpoint that lies elsewhere and that messages call `path`; its weights cannot be read.
+    ///
+    /// # Errors
+    /// As [`Llama4::open`], or the headers cannot be fetched.
+    pub fn open_remote(path: &Path, remote: &dyn Remote) -> Result<Self> {
+        let checkpoint = Checkpoint::open_remote(path, remote)?;
+        let config = Config::of(&checkpoint).with_context(|| format!("opening `{}`", path.display()))?;
+        Ok(Self::assign(checkpoint, config))
     }
 
     /// The weight of that role; `layer` and `expert` as the role has them.
@@ -235,6 +264,28 @@ impl Llama4 {
             format!("`{}` {what}, which only `convert` and `inspect` read", self.checkpoint.folder().display()),
             "make an ordinary checkpoint of it first: `l4tool convert CHECKPOINT -o OUT --to hf`",
         ))
+    }
+
+    /// Refuses a checkpoint in rank shards, for commands that read whole tensors.
+    ///
+    /// # Errors
+    /// Says how to join it.
+    pub fn require_joined(&self) -> Result<()> {
+        if self.shards.is_empty() {
+            return Ok(());
+        }
+        Err(crate::error::hint(
+            format!("`{}` holds rank shards", self.checkpoint.folder().display()),
+            "join them first: `l4tool repack CHECKPOINT -o OUT --layout hf`",
+        ))
+    }
+
+    /// The parts of a weight in rank shards, rank by rank; nothing for any other weight.
+    pub fn shards_of(&self, weight: &Weight) -> &[Coding] {
+        match weight.coding {
+            Coding::Split { first, count, .. } => &self.shards[first..first + count],
+            _ => &[],
+        }
     }
 
     /// Refuses a checkpoint whose weights are not all there as promised.
@@ -303,7 +354,7 @@ impl Llama4 {
 }
 
 /// Whether config and weights agree on being quantized: an engine goes by the config alone.
-fn config_disagrees(config: &Config, weights: &[Weight], pieces: &[Pieces]) -> Option<Problem> {
+pub(super) fn config_disagrees(config: &Config, weights: &[Weight], pieces: &[Pieces]) -> Option<Problem> {
     // What ModelOpt quantized may have its description in a file of its own; only `convert` reads it anyway.
     let quantized = match pieces.iter().any(Pieces::is_quantized) {
         true => return None,

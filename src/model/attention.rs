@@ -38,7 +38,9 @@ pub struct Temperature {
 impl Temperature {
     /// The factor at `position`.
     pub fn factor(&self, position: usize) -> f32 {
-        ((position as f32 + 1.0) / self.floor_scale).floor().ln_1p() * self.attn_scale + 1.0
+        // The logarithm in float64, rounded once: no version of the C library shows in it.
+        let steps = ((position as f32 + 1.0) / self.floor_scale).floor();
+        f64::from(steps).ln_1p() as f32 * self.attn_scale + 1.0
     }
 }
 
@@ -68,7 +70,7 @@ pub fn attend(
     assert!(k.len() == rows * kv_width && v.len() == k.len(), "k and v are [rows, kv_heads * head_dim]");
 
     let positions = positions(sequences);
-    let scale = (options.head_dim as f32).powf(-0.5);
+    let scale = (options.head_dim as f64).powf(-0.5) as f32;
     q.par_chunks_mut(width).zip(&positions).for_each(|(row, &position)| {
         prepare(options, rope, position, row);
         let factor = scale * options.temperature.map_or(1.0, |temperature| temperature.factor(position));

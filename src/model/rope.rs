@@ -33,7 +33,8 @@ pub struct RopeOptions {
 pub fn frequencies(options: &RopeOptions) -> Vec<f32> {
     let plain = (0..options.head_dim / 2).map(|i| {
         let exponent = (2 * i) as f32 / options.head_dim as f32;
-        1.0 / options.theta.powf(exponent)
+        // The power of the float32 exponent, rounded once: no version of the C library shows in it.
+        1.0 / f64::from(options.theta).powf(f64::from(exponent)) as f32
     });
     match options.scaling {
         None => plain.collect(),

@@ -87,7 +87,14 @@ fn apply_block(model: &Llama4, weight: &Weight, outs: &Range<usize>, x: View<'_,
             model.checkpoint.release(plane.tensor, range, Edges::Drop);
         }
         Coding::Pieces(_) => unreachable!("`require_complete` refuses weights in pieces"),
-        Coding::Int4 { .. } | Coding::Fp8 { .. } => {
+        Coding::Split { float: Some(Float::F32 | Float::F16), .. } => {
+            let input = weight.matrix().1;
+            let mut numbers = vec![0.0_f32; outs.len() * input];
+            model.dequantize(weight, outs.clone(), &mut numbers);
+            matmul(x, View::dense(&numbers, outs.len(), input), Layout::OutIn, y);
+            model.release_rows(weight, outs.clone());
+        }
+        Coding::Int4 { .. } | Coding::Fp8 { .. } | Coding::Split { .. } => {
             let numbers = dequantized(model, weight, outs);
             let input = weight.matrix().1;
             matmul(x, View::dense(&numbers, outs.len(), input), Layout::OutIn, y);

@@ -141,6 +141,7 @@ fn stored_bytes(model: &Llama4, weight: &Weight) -> u64 {
             let share = weight.numel() / pieces.len() as u64;
             pieces.iter().map(|piece| share * piece.elements.bytes() as u64).sum()
         }
+        Coding::Split { .. } => model.stored_bytes(weight),
     }
 }
 
@@ -173,7 +174,7 @@ impl Walk<'_> {
                 self.pieces(&Pieces { axis: Axis::Outs, pieces: vec![piece] })
             }
             Coding::Pieces(id) => self.pieces(&self.model.pieces[id]),
-            Coding::Int4 { .. } | Coding::Fp8 { .. } => self.dequantized(),
+            Coding::Int4 { .. } | Coding::Fp8 { .. } | Coding::Split { .. } => self.dequantized(),
         }
     }
 
@@ -266,7 +267,7 @@ impl Walk<'_> {
             for index in 0..rows {
                 if let Some(column) = kernels::first_nonfinite(row(index), self.target.float) {
                     let value = self.target.float.read(&row(index)[column * size..]);
-                    return Err(self.not_finite(value, place(index, column)));
+                    return Err(self.not_finite(value, place(index, column), Some(piece.tensor)));
                 }
             }
             self.target.put(&Tile { bytes: stored, layout: piece.layout, stride: piece.stride, outs, ins });
@@ -277,7 +278,7 @@ impl Walk<'_> {
         for (index, target) in converted.chunks_exact_mut(columns * self.target.float.bytes()).enumerate() {
             read_row(piece, row(index), scales, index, &mut values);
             if let Some(column) = values.iter().position(|value| !value.is_finite()) {
-                return Err(self.not_finite(values[column], place(index, column)));
+                return Err(self.not_finite(values[column], place(index, column), Some(piece.tensor)));
             }
             self.cast.row(&values, target, |column| place(index, column));
         }
@@ -299,13 +300,13 @@ impl Walk<'_> {
                 self.model.dequantize(self.weight, outs.clone(), &mut values);
                 converted.extend_from_slice(bytemuck::cast_slice(&values));
                 if let Some(at) = kernels::first_nonfinite(&converted, float) {
-                    return Err(self.not_finite(values[at].to_f32(), (outs.start + at / input, at % input)));
+                    return Err(self.not_finite(values[at].to_f32(), (outs.start + at / input, at % input), None));
                 }
             } else {
                 let mut values = vec![0.0_f32; outs.len() * input];
                 self.model.dequantize(self.weight, outs.clone(), &mut values);
                 if let Some(at) = values.iter().position(|value| !value.is_finite()) {
-                    return Err(self.not_finite(values[at], (outs.start + at / input, at % input)));
+                    return Err(self.not_finite(values[at], (outs.start + at / input, at % input), None));
                 }
                 converted.resize(values.len() * float.bytes(), 0);
                 let rows = values.chunks_exact(input).zip(converted.chunks_exact_mut(input * float.bytes()));
@@ -326,9 +327,9 @@ impl Walk<'_> {
         Ok(())
     }
 
-    fn not_finite(&self, value: f32, (out, input): (usize, usize)) -> anyhow::Error {
+    fn not_finite(&self, value: f32, (out, input): (usize, usize), tensor: Option<usize>) -> anyhow::Error {
         let what = format!("the value {value} at output {out}, input {input} is not finite");
-        BadWeight::new(&self.weight.name, what).into()
+        BadWeight { tensor, ..BadWeight::new(&self.weight.name, what) }.into()
     }
 }
 

@@ -315,7 +315,10 @@ impl<'a> Run<'a> {
         let remedy =
             bad.remedy.unwrap_or("the file is damaged, or the model was saved after it diverged; fetch it again");
         let checkpoint = &self.model.checkpoint;
-        let file = checkpoint.files()[checkpoint.tensors()[task.work.tensor(self.model)].file].path.display();
+        let file = checkpoint.files()
+            [checkpoint.tensors()[bad.tensor.unwrap_or_else(|| task.work.tensor(self.model))].file]
+            .path
+            .display();
         error.context(Hint { message: format!("`{file}` holds a weight that cannot be used"), hint: remedy.into() })
     }
 

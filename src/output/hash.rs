@@ -11,6 +11,7 @@ use anyhow::Result;
 use sha2::{Digest, Sha256};
 
 use super::file::{Bounce, OutputFile};
+pub use crate::files::hex;
 
 /// The digest of one file in the making.
 #[derive(Debug)]
@@ -114,11 +115,6 @@ impl FileHash {
 /// SHA-256 of a slice, in hex.
 pub fn sha256(bytes: &[u8]) -> String {
     hex(&Sha256::digest(bytes))
-}
-
-/// Lower-case hex digits.
-pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

@@ -59,7 +59,11 @@ impl Job<'_> {
     /// # Errors
     /// Says which.
     pub fn check_destination(&self) -> Result<()> {
-        partial::check_destination(self.out, self.model.checkpoint.folder(), self.existing)
+        // A source that lies elsewhere has no folder to keep apart from.
+        match self.model.checkpoint.is_elsewhere() {
+            true => partial::check_free(self.out, self.existing),
+            false => partial::check_destination(self.out, self.model.checkpoint.folder(), self.existing),
+        }
     }
 
     /// Makes the output. `promised` is every weight that it must hold, in the order of a forward pass, with its scheme;
@@ -88,6 +92,7 @@ impl Job<'_> {
         records: impl FnOnce(&[Vec<Errors>]) -> Vec<WeightRecord>,
         control: &Control<'_>,
     ) -> Result<Done> {
+        self.model.checkpoint.require_here()?;
         let identity = self.identity();
         if self.is_published()
             && let Some(finished) = partial::take_published(self.out, &identity)?

@@ -12,7 +12,7 @@
 //! survived (a power cut may lose them) is found out by digest when a run goes on.
 
 use std::collections::BTreeMap;
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -21,6 +21,7 @@ use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
 use crate::error::hint;
+use crate::files;
 use crate::quant::Errors;
 
 const SCHEMA: &str = "l4tool.journal/1";
@@ -130,30 +131,16 @@ impl Journal {
 /// # Errors
 /// Says which process has it.
 pub(super) fn lock(file: &File, path: &Path) -> Result<()> {
-    match file.try_lock() {
+    match files::lock(file).with_context(|| format!("locking `{}`", path.display()))? {
         Ok(()) => Ok(()),
-        Err(TryLockError::WouldBlock) => {
-            let who = holder(file).map_or_else(String::new, |pid| format!(" (process {pid})"));
+        Err(held) => {
+            let who = held.by.map_or_else(String::new, |pid| format!(" (process {pid})"));
             Err(hint(
                 format!("`{}` is in use by another l4tool{who}", path.display()),
                 "wait for it to finish, or choose another output",
             ))
         }
-        Err(TryLockError::Error(error)) => Err(error).with_context(|| format!("locking `{}`", path.display())),
     }
-}
-
-/// The process that has a file locked, where the system tells: `1: FLOCK ADVISORY WRITE 4711 fe:00:131 0 EOF`
-/// (`proc_locks(5)`), with the file's inode behind the device.
-fn holder(file: &File) -> Option<u32> {
-    use std::os::unix::fs::MetadataExt;
-    let inode = file.metadata().ok()?.ino().to_string();
-    let locks = std::fs::read_to_string("/proc/locks").ok()?;
-    locks.lines().find_map(|line| {
-        let fields: Vec<&str> = line.split_whitespace().collect();
-        let [_, "FLOCK", _, _, pid, place, ..] = fields[..] else { return None };
-        (place.rsplit(':').next() == Some(inode.as_str())).then(|| pid.parse().ok())?
-    })
 }
 
 fn line(finished: &Finished) -> Result<String> {

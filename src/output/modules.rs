@@ -8,7 +8,7 @@ use super::plan::{OutTensorId, PlanBuilder, Region, Task};
 use super::work::{Quantized, Work};
 use crate::dtype::Dtype;
 use crate::kernels::Float;
-use crate::llama4::names::{Part, Prefixes};
+use crate::llama4::names::{Part, Prefixes, without_rank};
 use crate::llama4::{Coding, Llama4, Plane, Weight};
 use crate::quant::scheme::Scheme;
 use crate::quant::{Layout, Method, gptq};
@@ -18,7 +18,7 @@ use crate::quant::{Layout, Method, gptq};
 pub(super) const TASK_OUTPUT_BYTES_MAX: u64 = 96 << 20;
 
 /// Bytes that a copying task moves.
-const COPY_BYTES: u64 = 16 << 20;
+pub(super) const COPY_BYTES: u64 = 16 << 20;
 
 /// Outputs are divided among tasks at multiples of this: rows of an FP8 block, and of packed zero points.
 const TASK_OUTS: usize = 128;
@@ -205,34 +205,46 @@ impl Stored {
 
 /// Plans a weight that stays as it is.
 fn plan_kept(bytes_max: u64, builder: &mut PlanBuilder, model: &Llama4, index: usize) -> Result<()> {
-    let weight = &model.weights[index];
     builder.begin_module();
-    match weight.coding {
-        Coding::Plain(plane) if plane.layout == Layout::InOut => plan_unfused(bytes_max, builder, model, index, plane),
-        Coding::Plain(plane) => plan_copy(builder, model, plane.tensor, Some(plane.float)),
-        Coding::Int4 { packed, scale, zero_point, shape, .. } => {
-            for tensor in [Some(packed), Some(scale), zero_point, Some(shape)].into_iter().flatten() {
-                plan_copy(builder, model, tensor, None)?;
+    plan_as(bytes_max, builder, model, index, &model.weights[index].name)
+}
+
+/// Plans a weight as it is under the logical name `name`, in the module that was begun last. One expert's slice of a fused tensor
+/// becomes a module of its own.
+pub(super) fn plan_as(
+    bytes_max: u64,
+    builder: &mut PlanBuilder,
+    model: &Llama4,
+    index: usize,
+    name: &str,
+) -> Result<()> {
+    let weight = &model.weights[index];
+    if let Coding::Plain(plane) = weight.coding {
+        return match plane.layout {
+            Layout::InOut => plan_unfused(bytes_max, builder, model, index, plane, name),
+            Layout::OutIn => {
+                let name = renamed(model, weight, plane.tensor, name);
+                plan_copy_as(name, builder, model, plane.tensor, Some(plane.float))
             }
-            Ok(())
-        }
-        Coding::Fp8 { weight, scale, input_scale, .. } => {
-            for tensor in [Some(weight), Some(scale), input_scale].into_iter().flatten() {
-                plan_copy(builder, model, tensor, None)?;
-            }
-            Ok(())
-        }
-        Coding::Pieces(_) => unreachable!("`require_complete` refuses weights in pieces"),
+        };
+    }
+    for tensor in weight.coding.tensors() {
+        plan_copy_as(renamed(model, weight, tensor, name), builder, model, tensor, None)?;
+    }
+    Ok(())
+}
+
+/// The name of a tensor of `weight` if the weight is called `name`.
+fn renamed(model: &Llama4, weight: &Weight, tensor: usize, name: &str) -> String {
+    let stored = without_rank(&model.checkpoint.tensors()[tensor].name);
+    let prefixes = Prefixes::of(model.config.model);
+    match prefixes.split(stored) {
+        Some((_, part)) if weight.name != name => format!("{}{}", prefixes.physical(name), part.suffix()),
+        _ => stored.to_owned(),
     }
 }
 
-/// A tensor whose bytes stay the same; floats are looked at on the way.
-fn plan_copy(builder: &mut PlanBuilder, model: &Llama4, source: usize, float: Option<Float>) -> Result<()> {
-    let name = model.checkpoint.tensors()[source].name.clone();
-    plan_copy_as(name, builder, model, source, float)
-}
-
-/// [`plan_copy`] under another name.
+/// A tensor whose bytes stay the same, under any name; floats are looked at on the way.
 pub(super) fn plan_copy_as(
     name: String,
     builder: &mut PlanBuilder,
@@ -242,21 +254,43 @@ pub(super) fn plan_copy_as(
 ) -> Result<()> {
     let info = &model.checkpoint.tensors()[source];
     let tensor = builder.tensor(name, info.dtype, info.shape.clone())?;
-    for start in (0..info.bytes).step_by(COPY_BYTES as usize) {
-        let range = start..(start + COPY_BYTES).min(info.bytes);
-        let bytes = range.end - range.start;
-        let writes = vec![Region { tensor, start, bytes }];
-        let work = Work::Copy { tensor: source, range, float };
-        builder.task(Task { work, writes, source_bytes: bytes, memory: bytes });
-    }
+    plan_range(builder, source, 0..info.bytes, (tensor, 0), float);
     Ok(())
 }
 
+/// Tasks that copy a range of a tensor to `start` in another one.
+pub(super) fn plan_range(
+    builder: &mut PlanBuilder,
+    source: usize,
+    range: std::ops::Range<u64>,
+    (tensor, start): (OutTensorId, u64),
+    float: Option<Float>,
+) {
+    for first in range.clone().step_by(COPY_BYTES as usize) {
+        let piece = first..(first + COPY_BYTES).min(range.end);
+        let bytes = piece.end - piece.start;
+        let writes = vec![Region { tensor, start: start + (first - range.start), bytes }];
+        builder.task(Task {
+            work: Work::Copy { tensor: source, range: piece, float },
+            writes,
+            source_bytes: bytes,
+            memory: bytes,
+        });
+    }
+}
+
 /// One expert's plain matrix, taken out of its fused tensor and turned to `[out, in]`.
-fn plan_unfused(bytes_max: u64, builder: &mut PlanBuilder, model: &Llama4, index: usize, plane: Plane) -> Result<()> {
+fn plan_unfused(
+    bytes_max: u64,
+    builder: &mut PlanBuilder,
+    model: &Llama4,
+    index: usize,
+    plane: Plane,
+    name: &str,
+) -> Result<()> {
     let weight = &model.weights[index];
     let (out, input) = weight.matrix();
-    let name = format!("{}.weight", Prefixes::of(model.config.model).physical(&weight.name));
+    let name = format!("{}.weight", Prefixes::of(model.config.model).physical(name));
     let tensor = builder.tensor(name, plane.float.dtype(), vec![out as u64, input as u64])?;
     let row_bytes = input as u64 * plane.float.bytes() as u64;
     let step = outs_per_task(bytes_max, row_bytes, out);

@@ -3,12 +3,13 @@
 use std::fs;
 use std::path::Path;
 use std::sync::OnceLock;
+use std::time::SystemTime;
 
 use anyhow::{Context, Result};
 use sha2::{Digest, Sha256};
 
 use super::hash::hex;
-use super::manifest::{FileRecord, Origin};
+use super::manifest::{FileRecord, MANIFEST_NAME, MANIFEST_SCHEMA, Manifest, Origin};
 use crate::checkpoint::Checkpoint;
 use crate::error::Interrupted;
 use crate::parallel;
@@ -17,16 +18,34 @@ use crate::progress::{Control, Unit};
 /// Bytes that are hashed between two looks at the stop flag.
 const CHUNK: usize = 4 << 20;
 
-/// Describes the source: repository and revision if it lies in a hub cache, and its files with the digests that the
-/// cache recorded.
+/// Describes the source: repository and revision if it was downloaded or lies in a hub cache, and its files with the digests that
+/// the download or the cache recorded.
 pub fn describe(checkpoint: &Checkpoint) -> Origin {
-    let (repo, revision) = repository(checkpoint.folder()).unzip();
-    let files = checkpoint.fingerprint().files.into_iter().map(|file| FileRecord {
-        sha256: recorded_digest(&checkpoint.folder().join(&file.name)),
-        name: file.name,
-        bytes: file.bytes,
+    let folder = checkpoint.folder();
+    let download = download(folder);
+    let origin =
+        download.as_ref().map(|(manifest, _)| (manifest.source.repo.clone(), manifest.source.revision.clone()));
+    let (repo, revision) = origin.unwrap_or_else(|| repository(folder).unzip());
+    let files = checkpoint.fingerprint().files.into_iter().map(|file| {
+        let path = folder.join(&file.name);
+        let verified = || {
+            let (manifest, written) = download.as_ref()?;
+            let record = manifest.files.iter().find(|record| record.name == file.name && record.bytes == file.bytes)?;
+            // What was touched after it was verified may be something else.
+            let modified = fs::metadata(&path).ok()?.modified().ok()?;
+            record.sha256.clone().filter(|_| modified <= *written)
+        };
+        FileRecord { sha256: recorded_digest(&path).or_else(verified), name: file.name, bytes: file.bytes }
     });
     Origin { repo, revision, files: files.collect() }
+}
+
+/// The manifest that `download` left in a folder, and when it was written. It speaks only of files that were not touched after that.
+pub fn download(folder: &Path) -> Option<(Manifest, SystemTime)> {
+    let path = folder.join(MANIFEST_NAME);
+    let written = fs::metadata(&path).ok()?.modified().ok()?;
+    let manifest: Manifest = serde_json::from_slice(&fs::read(&path).ok()?).ok()?;
+    (manifest.schema == MANIFEST_SCHEMA && manifest.command == "download").then_some((manifest, written))
 }
 
 /// `models--owner--name/snapshots/REVISION` is how the hub's cache lays a repository out.

@@ -51,8 +51,16 @@ fn partial_path(out: &Path) -> Result<PathBuf> {
 /// # Errors
 /// Says which.
 pub fn check_destination(out: &Path, source: &Path, existing: Existing) -> Result<()> {
+    check_apart(out, &partial_path(out)?, source)?;
+    check_free(out, existing)
+}
+
+/// Refuses an output that is in the way.
+///
+/// # Errors
+/// Says which.
+pub fn check_free(out: &Path, existing: Existing) -> Result<()> {
     let folder = partial_path(out)?;
-    check_apart(out, &folder, source)?;
     if let Ok(metadata) = out.symlink_metadata() {
         if !existing.force {
             return Err(hint(format!("`{}` exists", out.display()), "`--force` replaces it; or choose another output"));

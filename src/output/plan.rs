@@ -5,12 +5,16 @@
 //! tasks meaningful in the next process.
 
 use std::collections::HashSet;
+use std::ops::Range;
 
 use anyhow::{Result, bail};
 
 use super::header;
 use super::work::Work;
 use crate::dtype::Dtype;
+
+/// Bytes of a file that are written before it is the next file's turn, where files are written side by side.
+const INTERLEAVE_BYTES: u64 = 16 << 20;
 
 /// Index into [`Plan::tensors`].
 pub type OutTensorId = usize;
@@ -116,13 +120,29 @@ impl Plan {
 #[derive(Debug)]
 pub struct PlanBuilder {
     shard_bytes_max: u64,
+    /// Where data begin in a file: at a multiple of this.
+    alignment: u64,
+    interleave: bool,
     tensors: Vec<OutTensor>,
     /// First tensor of each module. A module's tensors stay in one file.
     modules: Vec<usize>,
+    /// First tensor of each group of files.
+    groups: Vec<(usize, FileGroup)>,
     tasks: Vec<Task>,
     notes: bool,
     /// First tensor, index and name of each weight that there is to be a note about.
     noted: Vec<(OutTensorId, usize, String)>,
+}
+
+/// Files that belong together: a file holds tensors of one group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FileGroup {
+    /// What the files' names begin with, such as `model-ep3`.
+    pub stem: String,
+    /// What the files' headers say of themselves, besides `format`.
+    pub metadata: Vec<(String, String)>,
+    /// Whether other groups hold tensors of the same names: parts of them.
+    pub is_rank: bool,
 }
 
 /// Longest note about a weight, in bytes.
@@ -131,14 +151,27 @@ pub const NOTE_BYTES_MAX: usize = 32;
 impl PlanBuilder {
     /// A plan whose files hold at most `shard_bytes_max` bytes of data each, unless one module alone is larger.
     pub fn new(shard_bytes_max: u64) -> Self {
-        Self {
-            shard_bytes_max,
-            tensors: Vec::new(),
-            modules: Vec::new(),
-            tasks: Vec::new(),
-            notes: false,
-            noted: Vec::new(),
-        }
+        let (tensors, modules, groups, tasks) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let (notes, noted) = (false, Vec::new());
+        Self { shard_bytes_max, alignment: 8, interleave: false, tensors, modules, groups, tasks, notes, noted }
+    }
+
+    /// Lets data begin at multiples of `bytes`, as far as the format allows it: it knows no gaps. Tensors of such sizes come
+    /// first in each file, so that every one of them begins at such a multiple; then the rest, in the same order.
+    pub fn align(&mut self, bytes: u64) {
+        self.alignment = bytes;
+    }
+
+    /// Lets all files grow side by side. A file is hashed by one thread at a time, so work that is little more than copying is
+    /// only as fast as the disk if several files are in the making.
+    pub fn interleave(&mut self) {
+        self.interleave = true;
+    }
+
+    /// Begins a group of files; without one all files are called `model`.
+    pub fn begin_group(&mut self, group: FileGroup) {
+        self.begin_module();
+        self.groups.push((self.tensors.len(), group));
     }
 
     /// Leaves room in headers for notes about quantized weights, of [`NOTE_BYTES_MAX`] bytes each, that are known only when
@@ -194,36 +227,49 @@ impl PlanBuilder {
     /// # Errors
     /// Two tensors of one name, or a file size that does not fit 64 bits.
     pub fn finish(mut self) -> Result<Plan> {
-        if let Some(name) = header::first_duplicate(self.tensors.iter().map(|tensor| tensor.name.as_str())) {
-            bail!("two output tensors would be called `{name}`");
+        if self.groups.first().is_none_or(|(first, _)| *first > 0) {
+            let group = FileGroup { stem: "model".into(), metadata: Vec::new(), is_rank: false };
+            self.groups.insert(0, (0, group));
         }
-        let shards = self.shards();
-        let count = shards.len();
-        let mut files = Vec::with_capacity(count);
-        for (index, shard) in shards.into_iter().enumerate() {
-            let name = if count == 1 {
-                "model.safetensors".to_owned()
-            } else {
-                format!("model-{:05}-of-{count:05}.safetensors", index + 1)
-            };
-            files.push(self.lay_out(index, name, shard)?);
+        let groups = std::mem::take(&mut self.groups);
+        let ends: Vec<usize> = groups.iter().skip(1).map(|(first, _)| *first).chain([self.tensors.len()]).collect();
+        let mut files = Vec::new();
+        let whole = groups.iter().zip(&ends).filter(|((_, group), _)| !group.is_rank);
+        refuse_twice(whole.flat_map(|((first, _), &end)| &self.tensors[*first..end]))?;
+        for ((first, group), end) in groups.into_iter().zip(ends) {
+            if group.is_rank {
+                refuse_twice(&self.tensors[first..end])?;
+            }
+            let shards = self.shards(first..end);
+            let count = shards.len();
+            for (index, shard) in shards.into_iter().enumerate() {
+                let name = if count == 1 {
+                    format!("{}.safetensors", group.stem)
+                } else {
+                    format!("{}-{:05}-of-{count:05}.safetensors", group.stem, index + 1)
+                };
+                files.push(self.lay_out(files.len(), name, &group.metadata, shard)?);
+            }
         }
-        let Self { tensors, mut tasks, .. } = self;
+        let Self { interleave, tensors, mut tasks, .. } = self;
         tasks.sort_by_key(|task| {
             task.writes.first().map(|region| {
                 let tensor = &tensors[region.tensor];
-                (tensor.file, tensor.offset + region.start)
+                let offset = tensor.offset + region.start;
+                (if interleave { offset / INTERLEAVE_BYTES } else { 0 }, tensor.file, offset)
             })
         });
         Ok(Plan { tensors, files, tasks })
     }
 
     /// Consecutive modules that fit one file together.
-    fn shards(&self) -> Vec<Vec<OutTensorId>> {
+    fn shards(&self, group: Range<usize>) -> Vec<Vec<OutTensorId>> {
         let mut shards: Vec<Vec<OutTensorId>> = Vec::new();
         let mut filled = 0_u64;
-        let ends = self.modules.iter().skip(1).copied().chain([self.tensors.len()]);
-        for (start, end) in self.modules.iter().copied().zip(ends) {
+        let first = self.modules.partition_point(|&start| start < group.start);
+        let starts = self.modules[first..].iter().copied().take_while(|&start| start < group.end);
+        let ends = self.modules[first..].iter().skip(1).copied().map(|end| end.min(group.end)).chain([group.end]);
+        for (start, end) in starts.zip(ends) {
             let bytes = self.tensors[start..end].iter().fold(0_u64, |sum, tensor| sum.saturating_add(tensor.bytes));
             match shards.last_mut() {
                 Some(shard) if filled.saturating_add(bytes) <= self.shard_bytes_max => shard.extend(start..end),
@@ -238,23 +284,33 @@ impl PlanBuilder {
     }
 
     /// Gives the tensors of one file their offsets.
-    fn lay_out(&mut self, file: usize, name: String, mut shard: Vec<OutTensorId>) -> Result<OutFile> {
+    fn lay_out(
+        &mut self,
+        file: usize,
+        name: String,
+        metadata: &[(String, String)],
+        shard: Vec<OutTensorId>,
+    ) -> Result<OutFile> {
         let data = shard.iter().try_fold(0_u64, |sum, &id| sum.checked_add(self.tensors[id].bytes));
         // The header's offsets and the bits of an offset must fit as well.
         if data.is_none_or(|data| data > u64::MAX / 16) {
             bail!("`{name}` would be larger than any file can be");
         }
-        if !self.is_aligned(&shard) {
+        let whole = |id: &OutTensorId| self.alignment > 8 && self.tensors[*id].bytes.is_multiple_of(self.alignment);
+        let (mut shard, mut rest): (Vec<_>, Vec<_>) = shard.into_iter().partition(whole);
+        if !self.is_aligned(&rest) {
             // Readers view tensor data in place, so every tensor must begin at a multiple of its element size, and
             // the format allows no gaps. The largest elements first always gives that.
-            shard.sort_by_key(|&id| std::cmp::Reverse(self.tensors[id].dtype.bits()));
+            rest.sort_by_key(|&id| std::cmp::Reverse(self.tensors[id].dtype.bits()));
         }
+        shard.extend(rest);
         let inside: HashSet<OutTensorId> =
             if self.noted.is_empty() { HashSet::new() } else { shard.iter().copied().collect() };
         let noted = self.noted.extract_if(.., |(tensor, ..)| inside.contains(tensor));
         let noted: Vec<(usize, String)> = noted.map(|(_, weight, name)| (weight, name)).collect();
         let room = noted.iter().map(|(_, name)| name.len() + NOTE_BYTES_MAX + 3).sum();
-        let header = header::encode(shard.iter().map(|&id| &self.tensors[id]), room);
+        let header = header::encode(metadata, self.alignment, shard.iter().map(|&id| &self.tensors[id]));
+        let header = header::with_room(header, room, self.alignment);
         let mut offset = header.len() as u64;
         for &id in &shard {
             self.tensors[id].file = file;
@@ -273,5 +329,13 @@ impl PlanBuilder {
             offset += tensor.bytes;
             aligned
         })
+    }
+}
+
+/// Refuses two tensors of one name.
+fn refuse_twice<'a>(tensors: impl IntoIterator<Item = &'a OutTensor>) -> Result<()> {
+    match header::first_duplicate(tensors.into_iter().map(|tensor| tensor.name.as_str())) {
+        Some(name) => bail!("two output tensors would be called `{name}`"),
+        None => Ok(()),
     }
 }

@@ -15,6 +15,11 @@ use crate::progress::Control;
 /// checkpoint of Maverick's size (measured: 24 MiB for the former, 25 MiB for 39,000 output tensors).
 pub const BASE_BYTES: u64 = 56 << 20;
 
+/// Output tensors that [`BASE_BYTES`] has room for, and bytes of each one more with its tasks and its place in the headers (measured:
+/// 230 MiB for the 231,592 tensors of Maverick's rank shards).
+const BASE_TENSORS: u64 = 40_000;
+const TENSOR_BYTES: u64 = 1 << 10;
+
 /// Room to leave on the disk besides the planned files.
 const DISK_MARGIN_BYTES: u64 = 64 << 20;
 
@@ -34,14 +39,19 @@ pub fn workers(plan: &Plan, control: &Control<'_>) -> Result<usize> {
         ));
     }
     let each = worker_bytes(plan);
-    let fitting = control.memory.saturating_sub(BASE_BYTES) / each;
+    let fitting = control.memory.saturating_sub(base_bytes(plan)) / each;
     if fitting == 0 {
         return Err(hint(
             format!("a memory bound of {} bytes is too small: the largest task needs {each}", control.memory),
-            format!("use `--memory {}M` or more", (each + BASE_BYTES).div_ceil(1 << 20)),
+            format!("use `--memory {}M` or more", (each + base_bytes(plan)).div_ceil(1 << 20)),
         ));
     }
     Ok(usize::try_from(fitting).unwrap_or(usize::MAX).min(control.threads + 1))
+}
+
+/// Memory besides that of the workers.
+fn base_bytes(plan: &Plan) -> u64 {
+    BASE_BYTES + (plan.tensors.len() as u64).saturating_sub(BASE_TENSORS) * TENSOR_BYTES
 }
 
 /// Most memory that one worker needs.
@@ -54,7 +64,7 @@ fn worker_bytes(plan: &Plan) -> u64 {
 /// # Errors
 /// As [`workers`].
 pub fn memory_bytes(plan: &Plan, control: &Control<'_>) -> Result<u64> {
-    Ok(BASE_BYTES + worker_bytes(plan) * workers(plan, control)? as u64)
+    Ok(base_bytes(plan) + worker_bytes(plan) * workers(plan, control)? as u64)
 }
 
 /// Bytes free for this user on the disk that will hold `out`.

@@ -180,7 +180,7 @@ impl<'a> Output<'a> {
                     zero_points: (!symmetric).then(|| &mut self.zero_points[at..]),
                 };
                 if let (Method::Gptq, Some(factor)) = (self.target.method, self.inputs.factor) {
-                    let params = gptq::Params { group_size, symmetric };
+                    let params = gptq::Params { group_size, symmetric, tries: 1 };
                     let mut weighted = vec![0.0; outs.len()];
                     return gptq::quantize_int4(block, factor, &params, out, sums, &mut weighted);
                 }

@@ -42,7 +42,9 @@ impl TensorFile {
             let shape = shape.to_vec();
             planned.push(OutTensor { name: name.into(), dtype, shape, bytes, file: 0, offset: 0, literal: None });
         }
-        let header = header::encode_with(planned.iter(), metadata);
+        let metadata: Vec<(String, String)> =
+            metadata.iter().map(|(key, value)| (key.clone(), value.clone())).collect();
+        let header = header::encode(&metadata, 8, planned.iter());
         let mut end = header.len() as u64;
         let starts = planned.iter().map(|tensor| {
             end += tensor.bytes;

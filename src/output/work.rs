@@ -10,6 +10,7 @@ use anyhow::Result;
 
 use super::assembling::Assembled;
 use super::evidence::Evidence;
+use super::gathering::{self, Strip};
 use super::modules::Target;
 use super::plan::Region;
 use super::quantizing;
@@ -40,6 +41,15 @@ pub enum Work {
         /// Output rows.
         outs: Range<usize>,
     },
+    /// Rows that are put together from stretches of other tensors' rows.
+    Gather {
+        /// The stretches, in the order in which they lie in a row.
+        strips: Vec<Strip>,
+        /// Number of rows, at least one.
+        rows: u64,
+        /// If they are floats that must be finite, which.
+        float: Option<Float>,
+    },
     /// Rows of matrices in a quantized scheme. Several matrices are slices of the same fused rows.
     Quantize(Vec<Quantized>),
     /// Plain floats from whatever they are stored as.
@@ -66,12 +76,14 @@ pub struct BadWeight {
     pub what: String,
     /// What the user can do, if it is another thing than fetching the file again.
     pub remedy: Option<&'static str>,
+    /// The tensor that holds the value, where a weight has several.
+    pub tensor: Option<usize>,
 }
 
 impl BadWeight {
     /// A value that no program can use.
     pub fn new(name: &str, what: String) -> Self {
-        Self { name: name.to_owned(), what, remedy: None }
+        Self { name: name.to_owned(), what, remedy: None, tensor: None }
     }
 }
 
@@ -158,7 +170,7 @@ impl Work {
         match self {
             Self::Quantize(parts) => parts.len(),
             Self::Assemble(part) => part.weights.len(),
-            Self::Copy { .. } | Self::Unfuse { .. } => 0,
+            Self::Copy { .. } | Self::Unfuse { .. } | Self::Gather { .. } => 0,
         }
     }
 
@@ -167,12 +179,14 @@ impl Work {
         let weight = match self {
             Self::Copy { tensor, .. } => return *tensor,
             Self::Unfuse { weight, .. } => *weight,
+            Self::Gather { strips, .. } => return strips[0].tensor,
             Self::Quantize(parts) => parts[0].weight,
             Self::Assemble(part) => part.weights[0],
         };
         match model.weights[weight].coding {
             Coding::Plain(plane) => plane.tensor,
             Coding::Pieces(pieces) => model.pieces[pieces].pieces[0].tensor,
+            Coding::Split { .. } => model.tensors_of(&model.weights[weight])[0],
             Coding::Int4 { packed, .. } => packed,
             Coding::Fp8 { weight, .. } => weight,
         }
@@ -187,6 +201,7 @@ impl Work {
         match self {
             Self::Copy { range, .. } => range.end - range.start,
             Self::Unfuse { weight, outs } => rows(*weight, outs),
+            Self::Gather { strips, rows, .. } => gathering::bytes(strips, *rows),
             Self::Quantize(parts) => parts.iter().map(|part| rows(part.weight, &part.outs)).sum(),
             Self::Assemble(part) => part.source_bytes(model),
         }
@@ -208,6 +223,7 @@ impl Work {
             Self::Copy { .. } => 0,
             Self::Assemble(part) => part.working_bytes(model),
             Self::Unfuse { weight, .. } => stripe(*weight, 1),
+            Self::Gather { strips, rows, .. } => gathering::touched(strips, *rows),
             Self::Quantize(parts) => {
                 let sums = parts.iter().map(|part| 40 * part.outs.len() as u64).sum::<u64>();
                 let zero_points: u64 = parts.iter().map(|part| quantizing::zero_point_bytes(model, part)).sum();
@@ -239,6 +255,11 @@ impl Work {
                 unfuse(model, &model.weights[*weight], outs.clone(), slots[0].get_mut())?;
                 Ok(Vec::new())
             }
+            Self::Gather { strips, rows, float } => {
+                let (mut slots, _) = buffers.prepare(writes);
+                gathering::run(model, strips, *rows, *float, slots[0].get_mut())?;
+                Ok(Vec::new())
+            }
             Self::Quantize(parts) => {
                 let (slots, decoded) = buffers.prepare(writes);
                 quantizing::run(model, parts, slots, decoded, evidence)
@@ -254,7 +275,9 @@ impl Work {
     pub fn results<'a>(&self, model: &'a Llama4, buffers: &'a Buffers, writes: &[Region]) -> Vec<&'a [u8]> {
         match self {
             Self::Copy { tensor, range, .. } => vec![model.checkpoint.range(*tensor, range.clone())],
-            Self::Unfuse { .. } | Self::Quantize(_) | Self::Assemble(_) => buffers.written(writes),
+            Self::Unfuse { .. } | Self::Gather { .. } | Self::Quantize(_) | Self::Assemble(_) => {
+                buffers.written(writes)
+            }
         }
     }
 
@@ -275,6 +298,7 @@ fn stored_row_bytes(model: &Llama4, weight: &Weight) -> u64 {
         Coding::Int4 { packed, scale, .. } => tensor(packed) + tensor(scale),
         Coding::Fp8 { weight, .. } => tensor(weight),
         Coding::Pieces(_) => unreachable!("`require_complete` refuses weights in pieces"),
+        Coding::Split { .. } => unreachable!("`require_joined` refuses rank shards"),
     }
 }
 

@@ -5,13 +5,14 @@
 //! codes'); code `= e4m3(clamp(w / s, -448, 448))`, ties to even. A scale that was rounded down thus saturates. The
 //! weight then *is* `code * s` rounded to BF16, and errors are measured against that.
 //!
-//! There is no search for better scales: the format is nearly blind to them. The best of eight scales within a binade
+//! Without calibration data there is no search for better scales ([`search_channel`] needs to know what matters): the format is nearly blind to them. The best of eight scales within a binade
 //! takes the squared error down to 0.967 of this (normal weights), 0.956 (Laplace) or 0.950 (Student t4) per channel of
 //! 5120, and to 0.982, 0.975 or 0.967 per block of 128 x 128; that is 1 to 3 % of a relative error of 0.026, for eight
 //! times the work. INT4's search gains 16 % for twice the work.
 
 mod dequantize;
 mod encode;
+mod search;
 
 use half::bf16;
 
@@ -20,6 +21,7 @@ use crate::kernels::{Kernel, LANES, Lanes, Simd, dispatch};
 use encode::Writer;
 
 pub use dequantize::{Coded, dequantize};
+pub use search::search_channel;
 
 /// Where codes go: a byte each, a row for each output. It begins at the stripe's first output and input.
 #[derive(Debug)]
@@ -39,6 +41,16 @@ pub struct Codes<'a> {
 pub fn scale(amax: f32) -> bf16 {
     let scale = bf16::from_f32(amax / crate::dtype::fp8::MAX);
     if scale == bf16::ZERO { bf16::EPSILON } else { scale }
+}
+
+/// The scale of a layer's input for static quantization of activations (`input_scale`, one for the tensor), from the
+/// largest magnitude that calibration saw: compressed-tensors treats it like a weight's.
+///
+/// ```
+/// assert_eq!(l4::quant::fp8::input_scale(896.0).to_f32(), 2.0);
+/// ```
+pub fn input_scale(amax: f32) -> bf16 {
+    scale(amax)
 }
 
 /// Raises `amax[out]` to the largest magnitude of each output of the stripe. Starting from 0, any split gives the same.

@@ -7,6 +7,9 @@ use std::fmt;
 
 use crate::kernels::gemm::{Layout, Left, Threads, Update, View, ViewMut, update};
 
+/// Rows that are scaled at a time.
+const WEIGHTED_ROWS: usize = 512;
+
 /// The sum of `x xᵀ` over rows of inputs, and how many rows went in. It takes `4 * inputs^2` bytes.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Hessian {
@@ -70,7 +73,7 @@ impl Hessian {
         self.inputs
     }
 
-    /// Rows that were added, and what blending counted for.
+    /// Rows that were added (their weights' sum, where they had weights), and what blending counted for.
     pub fn rows(&self) -> f64 {
         self.rows
     }
@@ -101,6 +104,31 @@ impl Hessian {
         self.rows += x.rows() as f64;
         let what = Update { subtract: false, left: Left::Columns(x), right: x, layout: Layout::InOut, lower: true };
         update(threads, &what, ViewMut::dense(&mut self.sums, self.inputs, self.inputs));
+    }
+
+    /// [`Hessian::add`], each row counting as often as its weight says: `weights[r] x xᵀ` for row `r`. What a token's errors
+    /// do to the model depends on the token, for one on how large the residual stream is that they are added to.
+    ///
+    /// # Panics
+    ///
+    /// As for [`Hessian::add`]; or there is not one weight per row, or one is negative or not finite.
+    pub fn add_weighted(&mut self, threads: Threads, x: View<'_, f32>, weights: &[f32]) {
+        assert_eq!(weights.len(), x.rows(), "weights of rows");
+        assert!(
+            weights.iter().all(|&weight| weight >= 0.0 && weight.is_finite()),
+            "weights are finite and not negative"
+        );
+        let before = self.rows;
+        for from in (0..x.rows()).step_by(WEIGHTED_ROWS) {
+            let to = x.rows().min(from + WEIGHTED_ROWS);
+            let mut scaled = Vec::with_capacity((to - from) * self.inputs);
+            for (row, weight) in (from..to).zip(&weights[from..to]) {
+                let root = weight.sqrt();
+                scaled.extend(x.row(row).iter().map(|value| value * root));
+            }
+            self.add(threads, View::dense(&scaled, to - from, self.inputs));
+        }
+        self.rows = before + weights.iter().map(|&weight| f64::from(weight)).sum::<f64>();
     }
 
     /// Adds the sums of other rows.

@@ -88,7 +88,7 @@ pub fn quantize_weighted(
 
 /// Importance relative to the largest of its group, so that no weighted sum leaves the range of floats. A group in which
 /// nothing matters counts as one in which everything matters alike.
-fn relative(importance: &[f32], ins: usize, group: usize) -> Vec<f32> {
+pub(super) fn relative(importance: &[f32], ins: usize, group: usize) -> Vec<f32> {
     assert_eq!(importance.len(), ins, "importance per input");
     assert!(importance.iter().all(|&x| x >= 0.0 && x.is_finite()), "importance is finite and not negative");
     let mut relative = importance.to_vec();

@@ -8,6 +8,7 @@
 //!   group or block that is quantized together.
 //! - Each stripe adds to [`ErrorSums`], which keeps sums per output so that the split does not show in them.
 
+pub mod awq;
 mod block;
 pub mod fp8;
 pub mod gptq;

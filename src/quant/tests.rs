@@ -3,6 +3,7 @@
 mod errors;
 mod goldens;
 mod gptq;
+mod importance;
 mod naive;
 mod properties;
 

@@ -2,8 +2,11 @@
 
 pub mod calibrate;
 pub mod convert;
+pub mod diff;
+pub mod download;
 pub mod inspect;
 pub mod quantize;
+pub mod repack;
 pub mod routing;
 pub mod verify;
 

@@ -1,4 +1,4 @@
-//! `testkit`: writes random, sparse and real-size checkpoints from the command line, for benchmarks and scripts.
+//! `testkit`: writes random, sparse and real-size checkpoints from the command line, and serves them as a hub, for benchmarks and scripts.
 //! It must not know more than the library offers.
 
 use std::path::PathBuf;
@@ -6,12 +6,19 @@ use std::process::ExitCode;
 use std::str::FromStr;
 
 use anyhow::{Context, Result, bail};
-use l4_testkit::{Dtype, Kind, Shards, Spec, Style};
+use l4_testkit::{Dtype, Hub, HubOptions, Kind, Shards, Spec, Style};
 
 const USAGE: &str = "\
 usage: testkit random [OPTIONS] DIR            a small random checkpoint
        testkit sparse scout|maverick DIR       the whole model, holes for weights
        testkit real-layers scout|maverick [--layers N] [--experts N] [--sparse] DIR
+       testkit hub [OPTIONS] DIR               serve DIR/OWNER/NAME as a hub until killed; says the endpoint
+
+options of hub:
+  --port N --cdn-port N --token TOKEN --gated --page N
+  --fake-digests BYTES         larger files get a digest that is not theirs (sparse models)
+  --send-buffer BYTES          of each connection, so that what is counted as served was received
+  GET /_stats                  tells the bytes of files that were served
 
 options of random:
   --like tiny|scout|maverick   start from this shape (first option, if any)
@@ -44,6 +51,7 @@ fn run(args: Vec<String>) -> Result<()> {
             }
         }
         Some("real-layers") => real_layers(args),
+        Some("hub") => hub(args),
         Some(other) => bail!("there is no command `{other}`"),
         None => bail!("a command is missing"),
     }
@@ -69,6 +77,28 @@ fn real_layers(mut args: impl Iterator<Item = String>) -> Result<()> {
         }
     }
     l4_testkit::write_real_layers(&dir.context("DIR is missing")?, kind, layers, experts, sparse)
+}
+
+fn hub(mut args: impl Iterator<Item = String>) -> Result<()> {
+    let (mut options, mut dir) = (HubOptions::default(), None);
+    while let Some(arg) = args.next() {
+        let args = &mut args;
+        match arg.as_str() {
+            "--port" => options.port = value(&arg, args)?,
+            "--cdn-port" => options.cdn_port = value(&arg, args)?,
+            "--token" => options.token = Some(value(&arg, args)?),
+            "--gated" => options.gated = true,
+            "--page" => options.page = value(&arg, args)?,
+            "--fake-digests" => options.fake_digests_above = value(&arg, args)?,
+            "--send-buffer" => options.send_buffer = Some(value(&arg, args)?),
+            _ => dir = Some(folder(arg, dir)?),
+        }
+    }
+    let hub = Hub::start(dir.context("DIR is missing")?, options)?;
+    println!("{}", hub.endpoint());
+    loop {
+        std::thread::park();
+    }
 }
 
 fn random(mut args: impl Iterator<Item = String>) -> Result<()> {

@@ -40,6 +40,9 @@ pub(crate) struct Arguments {
     /// Write llama.cpp's importance matrix, for `llama-quantize --imatrix`
     #[arg(long, value_name = "FILE.gguf")]
     imatrix: Option<PathBuf>,
+    /// Keep the Hessian of every weight's input as well: 4 bytes times the square of its width, for each expert (105 and 268 MB)
+    #[arg(long, conflicts_with = "merge", requires = "output")]
+    hessians: bool,
     /// Say what would be run and written, and write nothing
     #[arg(long)]
     dry_run: bool,
@@ -93,6 +96,7 @@ pub(crate) fn run(arguments: Arguments, context: &Context) -> Result<Outcome> {
         source,
         out: arguments.output,
         imatrix: arguments.imatrix,
+        hessians: arguments.hessians,
         force: arguments.force,
         temporary: std::env::temp_dir(),
         dry_run: arguments.dry_run,

@@ -8,6 +8,7 @@ use l4::tasks::inspect::{self, Options};
 
 use crate::context::Context;
 use crate::exit::Outcome;
+use crate::hub::HubArguments;
 use crate::render::inspect as render;
 use crate::size::Size;
 
@@ -21,11 +22,12 @@ use crate::size::Size;
 
 Examples:
   l4tool inspect Llama-4-Scout-17B-16E-Instruct
+  l4tool inspect hf://meta-llama/Llama-4-Maverick-17B-128E-Instruct
   l4tool inspect CHECKPOINT --tensors | sort -k4 -n
   l4tool inspect CHECKPOINT --json | jq .parameters"
 )]
 pub(crate) struct Arguments {
-    /// The checkpoint: a folder or a .safetensors file
+    /// The checkpoint: a folder, a .safetensors file, or hf://OWNER/NAME[@REVISION], of which only headers are fetched
     checkpoint: PathBuf,
     /// One line per tensor, made for pipes
     #[arg(long)]
@@ -41,11 +43,16 @@ pub(crate) struct Arguments {
     /// What the config means, with what it leaves out filled in
     #[arg(long)]
     config: bool,
+    #[command(flatten)]
+    hub: HubArguments,
 }
 
 /// Runs the command.
 pub(crate) fn run(arguments: Arguments, context: &Context) -> Result<Outcome> {
-    let report = inspect::run(&Options { source: arguments.checkpoint })?;
+    let report = match arguments.hub.model(&arguments.checkpoint, context)? {
+        Some(model) => inspect::describe(&arguments.checkpoint, &model),
+        None => inspect::run(&Options { source: arguments.checkpoint })?,
+    };
     let mut views: Vec<fn(&inspect::Report) -> String> = Vec::new();
     for (wanted, view) in [
         (arguments.config, render::config as fn(&inspect::Report) -> String),

@@ -15,6 +15,7 @@ use l4::tasks::quantize::{CalibrationOptions, Job, Options, Selection, parse_met
 use super::calibrate::DataArguments;
 use crate::context::Context;
 use crate::exit::Outcome;
+use crate::hub::HubArguments;
 use crate::render;
 use crate::size::Size;
 
@@ -30,7 +31,7 @@ use crate::size::Size;
   l4tool quantize Llama-4-Maverick-17B-128E-Instruct -o maverick-fp8 --fp8 --dry-run
   l4tool quantize CHECKPOINT -o OUT --int4 --group-size 64 --exclude '^layers\\.(0|47)\\.'")]
 pub(crate) struct Arguments {
-    /// The checkpoint: a folder or a .safetensors file
+    /// The checkpoint: a folder, a .safetensors file, or, with --dry-run, hf://OWNER/NAME[@REVISION]
     checkpoint: PathBuf,
     /// The folder to make
     #[arg(short, long = "output", value_name = "OUT")]
@@ -95,13 +96,20 @@ pub(crate) struct Arguments {
     /// Throw an interrupted run's work away and start over
     #[arg(long)]
     restart: bool,
+    #[command(flatten)]
+    hub: HubArguments,
 }
 
 /// Runs the command.
 pub(crate) fn run(arguments: Arguments, context: &Context) -> Result<Outcome> {
     let dry_run = arguments.dry_run;
+    // Without a dry run the source has to be here, and opening it says so.
+    let remote = if dry_run { arguments.hub.model(&arguments.checkpoint, context)? } else { None };
     let options = arguments.options()?;
-    let job = Job::new(&options, &context.control())?;
+    let job = match remote {
+        Some(model) => Job::of(&options, model, &context.control())?,
+        None => Job::new(&options, &context.control())?,
+    };
     if dry_run {
         let report = job.dry_run(&context.control())?;
         context.print(&report, render::quantize::plan)?;

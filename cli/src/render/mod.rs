@@ -2,9 +2,12 @@
 
 pub(crate) mod calibrate;
 pub(crate) mod convert;
+pub(crate) mod diff;
+pub(crate) mod download;
 mod forecast;
 pub(crate) mod inspect;
 pub(crate) mod quantize;
+pub(crate) mod repack;
 pub(crate) mod routing;
 mod table;
 pub(crate) mod verify;

@@ -5,7 +5,9 @@
 // Every test file uses a part of it.
 #![allow(dead_code, clippy::unwrap_used)]
 
+pub(crate) mod hub;
 pub(crate) mod oracle;
+pub(crate) mod sparse;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -134,6 +136,13 @@ pub(crate) fn l4tool(arguments: &str) -> Command {
 /// `l4tool quantize SOURCE -o OUT FLAGS`; `flags` are separated by spaces.
 pub(crate) fn quantize(source: &Path, out: &Path, flags: &str) -> Command {
     let mut command = l4tool("quantize");
+    command.arg(source).arg("-o").arg(out).args(flags.split_whitespace());
+    command
+}
+
+/// `l4tool repack SOURCE -o OUT FLAGS`; `flags` are separated by spaces.
+pub(crate) fn repack(source: &Path, out: &Path, flags: &str) -> Command {
+    let mut command = l4tool("repack");
     command.arg(source).arg("-o").arg(out).args(flags.split_whitespace());
     command
 }
@@ -282,6 +291,22 @@ pub(crate) fn read_file(path: &Path) -> Vec<Tensor> {
     });
     assert_eq!(ends, data.len(), "{}", path.display());
     tensors
+}
+
+/// Name, first byte in the file, and size of every tensor, by position.
+pub(crate) fn positions(path: &Path) -> Vec<(String, u64, u64)> {
+    let bytes = fs::read(path).unwrap();
+    let length = u64::from_le_bytes(bytes[..8].try_into().unwrap());
+    let header: Value = serde_json::from_slice(&bytes[8..8 + length as usize]).unwrap();
+    let tensors = header.as_object().unwrap().iter().filter(|(name, _)| *name != "__metadata__");
+    let mut positions: Vec<_> = tensors
+        .map(|(name, entry)| {
+            let at = |index: usize| entry["data_offsets"][index].as_u64().unwrap();
+            (name.clone(), 8 + length + at(0), at(1) - at(0))
+        })
+        .collect();
+    positions.sort_by_key(|(_, start, _)| *start);
+    positions
 }
 
 /// Every tensor of a folder by name; asserts that none is there twice.

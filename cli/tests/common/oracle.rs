@@ -38,7 +38,7 @@ fn nibble(tensor: &Tensor, word: usize, index: usize) -> i32 {
 }
 
 /// A matrix of the source, `[out, in]`, by its physical per-expert module name; taken out of a fused tensor if need be.
-fn source_matrix(source: &Model, module: &str) -> Vec<f32> {
+pub(crate) fn source_matrix(source: &Model, module: &str) -> Vec<f32> {
     if let Some(tensor) = source.get(&format!("{module}.weight")) {
         return floats(tensor);
     }

@@ -24,6 +24,7 @@ pub use chat::ChatTemplate;
 pub use inputs::{DEFAULT_LABEL, LABELS_MAX, is_label};
 pub use record::{FileRecord, tokens_sha256};
 
+use crate::calibration::Sequences;
 use crate::checkpoint::Checkpoint;
 use crate::error::{Interrupted, hint};
 use crate::llama4::config::TextConfig;
@@ -88,6 +89,15 @@ impl CalibrationData {
     /// Tokens of all sequences.
     pub fn tokens(&self) -> u64 {
         self.samples.iter().map(|sample| sample.tokens.len() as u64).sum()
+    }
+
+    /// The sequences, for a [`Pass`](crate::calibration::Pass).
+    ///
+    /// # Errors
+    /// There are too many tokens to count in 32 bits, or none.
+    pub fn sequences(&self) -> Result<Sequences> {
+        let ids = self.samples.iter().flat_map(|sample| sample.tokens.iter().copied()).collect();
+        Sequences::new(ids, self.samples.iter().map(|sample| sample.tokens.len()).collect())
     }
 
     /// SHA-256 of the sequences; see [`tokens_sha256`].
@@ -156,10 +166,10 @@ fn check(samples: usize, seq_len: usize, config: &TextConfig, begin: &[u32]) -> 
         ));
     }
     if seq_len <= begin.len() {
-        bail!("sequences of {} tokens hold nothing but the beginning of a text", seq_len);
+        bail!("sequences of {seq_len} tokens hold nothing but the beginning of a text");
     }
     if samples == 0 || samples.checked_mul(seq_len).is_none_or(|total| total > TOKENS_MAX) {
-        bail!("{} sequences of {} tokens: between one token and {TOKENS_MAX} can be run", samples, seq_len);
+        bail!("{samples} sequences of {seq_len} tokens: between one token and {TOKENS_MAX} can be run");
     }
     Ok(())
 }

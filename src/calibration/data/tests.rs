@@ -63,7 +63,7 @@ fn the_same_seed_draws_the_same_and_another_does_not() {
         write(&folder, &format!("{index}.txt"), &text);
     }
     let path = folder.path().to_str().unwrap().to_owned();
-    let digest = |seed| draw(&[path.clone()], 6, 128, seed).unwrap();
+    let digest = |seed| draw(std::slice::from_ref(&path), 6, 128, seed).unwrap();
     let first = digest(1);
     assert_eq!(first.samples.len(), 6);
     assert!(first.samples.iter().all(|sample| sample.tokens.len() == 128));
@@ -115,9 +115,9 @@ fn what_cannot_be_drawn_is_refused() {
         assert!(error.contains(words), "{error}");
     };
     refused(&[empty], 1, 64, "hold no text");
-    refused(&[text.clone()], 0, 64, "0 sequences");
-    refused(&[text.clone()], 1, 1, "nothing but the beginning");
-    refused(&[text.clone()], 1, 5000, "context is 4096");
+    refused(std::slice::from_ref(&text), 0, 64, "0 sequences");
+    refused(std::slice::from_ref(&text), 1, 1, "nothing but the beginning");
+    refused(std::slice::from_ref(&text), 1, 5000, "context is 4096");
     refused(&[format!("a={text}"), format!("b={text}")], 1, 64, "cannot be shared out");
     refused(&["none.txt".into()], 1, 64, "does not exist");
     fs::write(folder.path().join("bad.txt"), [b"text ".repeat(3000), vec![0xff]].concat()).unwrap();
@@ -129,4 +129,43 @@ fn the_built_in_set_is_enough_to_begin_with() {
     let drawn = draw(&[], 1000, 2048, 0).unwrap();
     assert!(drawn.tokens() > 10_000, "{}", drawn.tokens());
     assert_eq!(drawn.files.len(), 7);
+}
+
+fn testdata(name: &str) -> String {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/data").join(name).to_str().unwrap().to_owned()
+}
+
+#[test]
+fn parquet_files_give_their_texts() {
+    let drawn = draw(&[testdata("sample.parquet")], 1000, 64, 0).unwrap();
+    // What make_data.py wrote, row by row; every seventh is null.
+    let tokenizer = Tokenizer::of(&scout().checkpoint).unwrap();
+    let texts = (0..100).filter(|row| row % 7 != 3).map(|row| format!("row {row} says größer {}", row * row));
+    let expected: Vec<u32> = texts.flat_map(|text| tokenizer.encode(&text).unwrap()).collect();
+    let joined: Vec<u32> = drawn.samples.iter().flat_map(|sample| sample.tokens.iter().copied()).collect();
+    let without = |tokens: &[u32]| tokens.iter().copied().filter(|&token| token != BEGIN).collect::<Vec<u32>>();
+    assert_eq!(without(&joined), without(&expected));
+    let few = draw(&[testdata("sample.parquet")], 2, 64, 3).unwrap();
+    assert_eq!(few.samples.len(), 2);
+    let error = format!("{:#}", draw(&[testdata("no-text.parquet")], 2, 64, 3).unwrap_err());
+    assert!(error.contains("no column `text`") && error.contains("`content`"), "{error}");
+}
+
+#[test]
+fn damaged_parquet_files_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let good = fs::read(testdata("sample.parquet")).unwrap();
+    let path = folder.path().join("bad.parquet");
+    let argument = path.to_str().unwrap().to_owned();
+    for cut in [0, 3, 100, good.len() / 2, good.len() - 1] {
+        fs::write(&path, &good[..cut]).unwrap();
+        assert!(draw(std::slice::from_ref(&argument), 1000, 64, 0).is_err(), "cut at {cut}");
+    }
+    // Any byte may be wrong: an error or other text, never a panic.
+    for at in (0..good.len()).step_by(41) {
+        let mut copy = good.clone();
+        copy[at] ^= 0x55;
+        fs::write(&path, &copy).unwrap();
+        let _ = draw(std::slice::from_ref(&argument), 1000, 64, 0);
+    }
 }

@@ -12,7 +12,9 @@ use super::layout::{Layout, SCORE_BINS, place_name, router_name, score_bin};
 use super::{LayerRouting, ModelKey};
 use crate::calibration::store::Rows;
 use crate::calibration::{Observer, Site};
+use crate::kernels::gemm::{Threads, View};
 use crate::model::moe::Routing;
+use crate::quant::Hessian;
 
 /// Columns that one thread sums up at a time.
 const COLUMNS: usize = 64;
@@ -30,6 +32,8 @@ pub trait Sink {
 pub struct Output<'s> {
     /// The tensors.
     pub layout: &'s Layout,
+    /// Whether Hessians are made.
+    pub hessians: bool,
     /// Where they go.
     pub sink: &'s mut (dyn Sink + Send),
 }
@@ -47,6 +51,7 @@ pub struct Collector<'s> {
     /// Sums of the site whose rows are coming.
     sum2: Vec<f64>,
     amax: f32,
+    hessian: Option<Hessian>,
 }
 
 /// An expert's place in `chosen` that is not filled yet.
@@ -69,15 +74,19 @@ impl<'s> Collector<'s> {
             output,
             sum2: Vec::new(),
             amax: 0.0,
+            hessian: None,
         }
     }
 
     /// Bytes that a collector holds at most.
-    pub fn bytes(key: &ModelKey, labels: usize, tokens: usize) -> u64 {
+    pub fn bytes(key: &ModelKey, labels: usize, tokens: usize, hessians: bool) -> u64 {
         let experts = key.num_local_experts as u64;
         let routed = key.moe_layers.iter().filter(|&&has| has).count() as u64;
         let layer = experts * (16 * labels as u64 + 8 * SCORE_BINS as u64 + 8 * experts);
-        routed * layer + 8 * tokens as u64 * key.num_experts_per_tok as u64 + (64 << 10)
+        let widths = [key.hidden_size, key.attention_size, key.intermediate_size, key.intermediate_size_mlp];
+        let widest = widths.into_iter().max().unwrap_or(0);
+        let hessian = if hessians { Hessian::bytes(widest) } else { 0 };
+        routed * layer + 8 * tokens as u64 * key.num_experts_per_tok as u64 + 24 * widest as u64 + hessian
     }
 
     /// The routing of every layer that has experts.
@@ -157,6 +166,10 @@ impl Observer for Collector<'_> {
             largest
         });
         self.amax = self.amax.max(largest.reduce(|| 0.0, f32::max));
+        if self.output.as_ref().is_some_and(|output| output.hessians) {
+            let rows = View::dense(rows, rows.len() / width, width);
+            self.hessian.get_or_insert_with(|| Hessian::new(width)).add(Threads::Pool, rows);
+        }
         Ok(())
     }
 
@@ -181,6 +194,11 @@ impl Observer for Collector<'_> {
         self.write(&place_name(site.layer, site.place, "in_amax"), expert, &amax.to_le_bytes())?;
         sums.clear();
         self.sum2 = sums;
+        // What no row reached stays zero in the file.
+        if let Some(hessian) = self.hessian.take() {
+            let name = place_name(site.layer, site.place, "in_hessian");
+            self.write(&name, expert, bytemuck::cast_slice(hessian.sums()))?;
+        }
         Ok(())
     }
 

@@ -13,6 +13,9 @@ const EXPERTS_MAX: usize = 65_536;
 const EXPERTS_TOTAL_MAX: usize = 131_072;
 const DIMENSION_MAX: usize = 1 << 24;
 
+/// Experts that a token goes to. Every Llama 4 has one; with 2^48 tokens at most, pairs of them still fit 64 bits.
+const EXPERTS_PER_TOKEN_MAX: usize = 64;
+
 /// What identifies a model as far as its statistics go.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -42,7 +45,7 @@ impl ModelKey {
     /// The key of an open model.
     ///
     /// # Errors
-    /// A router is missing or quantized.
+    /// A router is missing or quantized, or tokens go to more experts than can be counted.
     pub fn of(model: &Llama4) -> Result<Self> {
         let text = &model.config.text;
         let mut digest = Xxh3::new();
@@ -55,7 +58,7 @@ impl ModelKey {
             let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
             digest.update(&bytes);
         }
-        Ok(Self {
+        let key = Self {
             hidden_size: text.hidden_size,
             attention_size: text.num_attention_heads * text.head_dim,
             intermediate_size: text.intermediate_size,
@@ -65,17 +68,21 @@ impl ModelKey {
             vocab_size: text.vocab_size,
             moe_layers: text.moe_layers.clone(),
             router_digest: format!("{:032x}", digest.digest128()),
-        })
+        };
+        key.check()?;
+        Ok(key)
     }
 
-    /// Refuses numbers that no model has; for keys from a file.
+    /// Refuses numbers that no model has.
     pub(super) fn check(&self) -> Result<()> {
         let layers = self.moe_layers.len();
         ensure!((1..=LAYERS_MAX).contains(&layers), "statistics of {layers} layers");
         let most = EXPERTS_MAX.min(EXPERTS_TOTAL_MAX / layers);
         let experts = self.num_local_experts;
         ensure!((1..=most).contains(&experts), "statistics of {experts} experts in each of {layers} layers");
-        ensure!((1..=experts).contains(&self.num_experts_per_tok), "`num_experts_per_tok` of the statistics");
+        let chosen = self.num_experts_per_tok;
+        let most = experts.min(EXPERTS_PER_TOKEN_MAX);
+        ensure!((1..=most).contains(&chosen), "statistics of {chosen} experts for each token");
         let dimensions = [self.hidden_size, self.attention_size, self.intermediate_size, self.intermediate_size_mlp];
         ensure!(dimensions.iter().all(|size| (1..=DIMENSION_MAX).contains(size)), "dimensions of {dimensions:?}");
         Ok(())

@@ -86,8 +86,9 @@ impl Gguf {
 }
 
 type Fault = (Option<String>, Kind);
+type Values = Vec<(String, Value)>;
 
-fn parse(bytes: &[u8]) -> Result<(Vec<(String, Value)>, Vec<GgufTensor>), Fault> {
+fn parse(bytes: &[u8]) -> Result<(Values, Vec<GgufTensor>), Fault> {
     let mut cursor = Cursor { bytes, at: 0 };
     let plain = |kind: Kind| (None, kind);
     if !bytes.starts_with(&MAGIC) {
@@ -114,7 +115,7 @@ fn parse(bytes: &[u8]) -> Result<(Vec<(String, Value)>, Vec<GgufTensor>), Fault>
 }
 
 /// Each key takes twelve bytes at least, so the file's size bounds the loop, whatever the count says.
-fn parse_values(cursor: &mut Cursor<'_>, count: u64) -> Result<Vec<(String, Value)>, Kind> {
+fn parse_values(cursor: &mut Cursor<'_>, count: u64) -> Result<Values, Kind> {
     let (mut values, mut seen) = (Vec::new(), HashSet::new());
     for _ in 0..count {
         let key = cursor.string()?;

@@ -168,7 +168,6 @@ fn a_tensor_must_lie_in_its_storage() {
 
 #[test]
 fn a_pickle_that_no_program_writes_is_an_error_and_costs_nothing() {
-    let nested = [b"}".repeat(6), text("a"), b"}s".repeat(1)].concat();
     for (value, wanted) in [
         (&b"0"[..], "more values than the stack has"),
         (b"t", "more values than the stack has"),
@@ -183,20 +182,18 @@ fn a_pickle_that_no_program_writes_is_an_error_and_costs_nothing() {
         (b"K\x01a", "items without a list"),
         (b"NQ", "a storage without a description"),
         (b"\x8a\x09\0\0\0\0\0\0\0\0\0", "more than 64 bits"),
-        (&nested, "a pickle"),
     ] {
         let message = refused_bytes(&file_with(value, false));
-        assert!(message.contains(wanted) || wanted == "a pickle", "{value:?}: {message}");
+        assert!(message.contains(wanted), "{value:?}: {message}");
     }
     // A name through the stack is held to the same list.
     let by_stack = [text("os"), text("system"), b"\x93".to_vec()].concat();
     assert!(refused_bytes(&file_with(&by_stack, false)).contains("asks for `os.system`"));
     // A list that holds itself, and one that stands in itself a million million times.
-    let endless = [b"]q\x01h\x01a".as_slice()].concat();
-    assert!(refused_bytes(&file_with(&endless, false)).contains("deep"));
+    assert!(refused_bytes(&file_with(b"]q\x01h\x01a", false)).contains("deep"));
     let refer = |times: usize| [b"(".to_vec(), b"h\x01".repeat(times), b"t".to_vec()].concat();
     let level = [b"q\x010".to_vec(), refer(2000)].concat();
-    let wide = [b"(Nt".to_vec(), level.repeat(3)].concat();
+    let wide = [b"(Nt".to_vec(), level.repeat(2)].concat();
     assert!(refused_bytes(&file_with(&wide, false)).contains("more than 1048576 values"));
 }
 

@@ -14,7 +14,7 @@ pub(super) struct Writer<'a> {
 
 /// The codes of sixteen values that are not NaN, given their magnitudes and sign bits, and what they decode to.
 #[inline(always)]
-fn encode<S: Simd>(s: S, magnitude: S::F, sign: S::I) -> (S::I, S::F) {
+pub(super) fn encode<S: Simd>(s: S, magnitude: S::F, sign: S::I) -> (S::I, S::F) {
     let magnitude = s.bits(s.min(magnitude, s.splat(448.0)));
     // Normal: keep three of 23 mantissa bits; a carry rightly raises the exponent. Then change the bias from 127 to 7.
     let odd = s.iand(s.shr(magnitude, 20), s.isplat(1));

@@ -71,6 +71,8 @@ pub struct Factor {
     pub(super) inputs: Vec<u32>,
     /// Mean square of each input (as it is stored, not reordered), relative to the mean of all; damping not included.
     diagonal: Vec<f32>,
+    /// For each input, what a squared error of its weight costs once the inputs after it have made up for it.
+    pub(super) importance: Vec<f32>,
     damping: f64,
     dead: usize,
 }
@@ -113,7 +115,12 @@ impl Factor {
             damping = (damping * 10.0).clamp(0.001, DAMPING_MAX);
             restore(&mut matrix, n);
         }
-        Ok(Self { inverse: matrix, inputs, diagonal, damping, dead: n - live })
+        let mut importance = vec![0.0; n];
+        for (i, &input) in inputs.iter().enumerate() {
+            let own = matrix[i * n + i];
+            importance[input as usize] = 1.0 / (own * own);
+        }
+        Ok(Self { inverse: matrix, inputs, diagonal, importance, damping, dead: n - live })
     }
 
     /// The order and the matrix, for tests.

@@ -21,7 +21,16 @@ pub struct Params {
     pub group_size: usize,
     /// Whether zero points are all 0.
     pub symmetric: bool,
+    /// How many multiples of its scales each output is rounded with, the best of which it keeps: 1 to [`TRIES_MAX`]. The work
+    /// grows with it. Three tries take the weighted error down by 3 %, six by 5 % (256 inputs; less with more).
+    pub tries: usize,
 }
+
+/// Most [`Params::tries`].
+pub const TRIES_MAX: usize = MULTIPLES.len();
+
+/// Multiples of the scales that the search found, the most useful ones first.
+const MULTIPLES: [f32; 6] = [1.0, 1.04, 0.96, 1.08, 0.92, 1.02];
 
 /// Inputs that are rounded before what they cost reaches the inputs beyond them.
 const BLOCK: usize = 128;
@@ -34,10 +43,10 @@ const PANEL: usize = 4096;
 
 /// Bytes that one call of [`quantize_int4`] takes besides its arguments.
 pub fn working_bytes(inputs: usize) -> u64 {
-    // Weights and codes of a piece, scales of groups of eight at worst; errors of a block; panels; and the product's packed
-    // operands, at most 1024 inputs of a block on the left and 256 outputs on the right.
+    // Weights, their copy, and codes of a piece twice, scales of groups of eight at worst; errors of a block; panels; and the
+    // product's packed operands, at most 1024 inputs of a block on the left and 256 outputs on the right.
     let inputs = inputs as u64;
-    PIECE as u64 * (inputs * 6 + BLOCK as u64 * 4) + inputs * 64 + (1024 + 256) * BLOCK as u64 * 4 + (1 << 20)
+    PIECE as u64 * (inputs * 12 + BLOCK as u64 * 4) + inputs * 64 + (1024 + 256) * BLOCK as u64 * 4 + (1 << 20)
 }
 
 /// Quantizes all inputs of some outputs of a matrix, on the calling thread: `block` is `[outs, inputs]`.
@@ -64,6 +73,7 @@ pub fn quantize_int4(
     assert_eq!(block.ins(), factor.inputs(), "inputs of the matrix and of the factor");
     assert_eq!(weighted.len(), block.outs(), "weighted errors per output");
     check(block, params.group_size, params.symmetric, &out, &sums);
+    assert!((1..=TRIES_MAX).contains(&params.tries), "{} tries", params.tries);
     if block.ins() == 0 {
         weighted.fill(0.0);
         return Ok(());
@@ -72,7 +82,8 @@ pub fn quantize_int4(
         let outs = PIECE.min(block.outs() - first);
         let mut piece = Piece::new(block, factor, params, (first, outs));
         piece.load(&mut sums)?;
-        piece.solve(&mut weighted[first..first + outs]);
+        piece.solve_best();
+        weighted[first..first + outs].copy_from_slice(&piece.costs[..outs]);
         piece.finish(&mut out, &mut sums)?;
     }
     Ok(())
@@ -97,6 +108,8 @@ struct Piece<'a> {
     scales: Vec<f32>,
     /// For each group.
     zeros: Vec<f32>,
+    /// The weighted squared error of each output.
+    costs: Vec<f64>,
 }
 
 impl<'a> Piece<'a> {
@@ -119,6 +132,7 @@ impl<'a> Piece<'a> {
             codes: vec![0; ins * stride],
             scales: vec![0.0; groups * stride],
             zeros: vec![0.0; groups * stride],
+            costs: vec![0.0; stride],
         }
     }
 
@@ -145,10 +159,12 @@ impl<'a> Piece<'a> {
         Ok(())
     }
 
-    /// Reads weights, checks them, chooses scales.
+    /// Reads weights, checks them, chooses scales. An error counts with what it costs after the inputs that follow have made
+    /// up for it: the search then agrees with what is done to the weights. (By the second moments alone, scales become so
+    /// small that the corrections are cut off where inputs are closely related.)
     fn load(&mut self, sums: &mut ErrorRows<'_>) -> Result<(), NonFinite> {
         let group_size = self.params.group_size;
-        let importance = self.factor.diagonal();
+        let importance = crate::quant::int4::relative(&self.factor.importance, self.block.ins(), group_size);
         self.for_tiles(group_size, |this, t, from, tile| {
             // The stride of the block ends with the matrix; lanes beyond the piece belong to the next one.
             let lanes = LANES.min(this.outs - t * LANES);
@@ -182,16 +198,37 @@ impl<'a> Piece<'a> {
         found.unwrap_or(NonFinite { out: outs.0, input: inputs.0, value: most })
     }
 
+    /// Rounds all inputs with each multiple of the scales, and keeps each output's best.
+    fn solve_best(&mut self) {
+        if self.params.tries == 1 {
+            return self.solve();
+        }
+        let (weights, scales) = (self.weights.clone(), self.scales.clone());
+        self.solve();
+        for multiple in &MULTIPLES[1..self.params.tries] {
+            let codes = std::mem::replace(&mut self.codes, vec![0; weights.len()]);
+            let best = std::mem::take(&mut self.scales);
+            let costs = std::mem::replace(&mut self.costs, vec![0.0; self.stride]);
+            self.weights.copy_from_slice(&weights);
+            // A scale that would leave the range of BF16 stays as it is.
+            self.scales = scales.iter().map(|&scale| multiplied(scale, *multiple)).collect();
+            self.solve();
+            let better: Vec<bool> = self.costs.iter().zip(&costs).map(|(new, old)| new < old).collect();
+            keep_old(&mut self.codes, &codes, &better);
+            keep_old(&mut self.scales, &best, &better);
+            keep_old(&mut self.costs, &costs, &better);
+        }
+    }
+
     /// Rounds all inputs, in the factor's order (from its last row to its first).
-    fn solve(&mut self, weighted: &mut [f64]) {
+    fn solve(&mut self) {
         let (n, stride) = (self.block.ins(), self.stride);
         let mut errors = vec![0.0f32; BLOCK.min(n) * stride];
-        let mut costs = vec![0.0f64; stride];
         let mut end = n;
         while end > 0 {
             let start = end.saturating_sub(BLOCK);
             let errors = &mut errors[..(end - start) * stride];
-            dispatch(Round { piece: self, rows: (start, end), errors, costs: &mut costs });
+            dispatch(Round { piece: self, rows: (start, end), errors });
             if start > 0 {
                 let inverse = &self.factor.inverse[start * n..];
                 let what = Update {
@@ -205,7 +242,6 @@ impl<'a> Piece<'a> {
             }
             end = start;
         }
-        weighted.copy_from_slice(&costs[..self.outs]);
     }
 
     /// Writes codes, scales and zero points, and adds up errors.
@@ -240,6 +276,21 @@ impl<'a> Piece<'a> {
     }
 }
 
+/// A multiple of a scale, rounded to BF16; the scale itself where that is no normal number.
+fn multiplied(scale: f32, multiple: f32) -> f32 {
+    let product = bf16::from_f32(scale * multiple).to_f32();
+    if product.is_normal() { product } else { scale }
+}
+
+/// Puts old values back for outputs that did not get better; rows are as long as `better`.
+fn keep_old<T: Copy>(values: &mut [T], old: &[T], better: &[bool]) {
+    for (values, old) in values.chunks_exact_mut(better.len()).zip(old.chunks_exact(better.len())) {
+        for ((value, old), better) in values.iter_mut().zip(old).zip(better) {
+            *value = if *better { *value } else { *old };
+        }
+    }
+}
+
 /// Scales of one group of sixteen outputs.
 struct Choose<'a> {
     rows: &'a [Lanes],
@@ -266,7 +317,6 @@ struct Round<'a, 'b> {
     rows: (usize, usize),
     /// `[rows, outputs]`: each error over the diagonal element of the factor.
     errors: &'a mut [f32],
-    costs: &'a mut [f64],
 }
 
 impl Kernel for Round<'_, '_> {
@@ -274,7 +324,7 @@ impl Kernel for Round<'_, '_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Self { piece, rows: (start, end), errors, costs } = self;
+        let Self { piece, rows: (start, end), errors } = self;
         let (n, stride, group) = (piece.block.ins(), piece.stride, piece.params.group_size);
         let inverse = &piece.factor.inverse;
         let mut block = [Lanes::ZERO; BLOCK];
@@ -306,7 +356,7 @@ impl Kernel for Round<'_, '_> {
             }
             let mut sixteen = [0.0; LANES];
             s.store(cost, &mut sixteen);
-            for (cost, &more) in costs[t..].iter_mut().zip(&sixteen) {
+            for (cost, &more) in piece.costs[t..].iter_mut().zip(&sixteen) {
                 *cost += f64::from(more);
             }
         }

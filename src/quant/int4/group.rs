@@ -286,7 +286,7 @@ fn search<S: Simd>(s: S, rows: &[Lanes], grid: Grid<S>, unit: &Unit<S>) -> Grid<
 }
 
 /// The scales that are tried where inputs have weights, relative to round-to-nearest's.
-const SHRINK_WEIGHTED: [f32; 8] = [1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.6];
+const SHRINK_WEIGHTED: [f32; 12] = [1.05, 1.0, 0.96, 0.92, 0.88, 0.84, 0.8, 0.75, 0.7, 0.64, 0.57, 0.5];
 
 /// The best scale that the search finds for the weighted squared error, and that error in the unit; the zero point stays.
 /// As [`search`], with sums weighted; what it finds is measured, and dropped where it is not better than `grid`.
@@ -359,6 +359,22 @@ pub(crate) fn choose<S: Simd, const ASYMMETRIC: bool>(s: S, rows: &[Lanes], impo
     s.store(found.scale, &mut chosen.scale);
     s.store(found.zero, &mut chosen.zero);
     chosen.error_rtn.iter().all(|error| error.is_finite()).then_some(chosen)
+}
+
+/// The weighted squared error of sixteen outputs after the search; `None`: something is not finite.
+#[inline(always)]
+pub(crate) fn least_cost<S: Simd, const ASYMMETRIC: bool>(
+    s: S,
+    rows: &[Lanes],
+    importance: &[f32],
+) -> Option<[f64; LANES]> {
+    let grid = rtn_grid::<S, ASYMMETRIC>(s, rows)?;
+    let unit = Unit::of(s, grid.scale);
+    let mut tally = Tally::ZERO;
+    let mut costs = [0.0; LANES];
+    s.store(weighted(s, rows, importance, grid, &unit).1, &mut costs);
+    tally.error = costs.map(f64::from);
+    Some(tally.scaled(&unit).error)
 }
 
 /// The code of a weight, with 8 added, in the low four bits; and what it decodes to.

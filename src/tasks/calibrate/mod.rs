@@ -5,7 +5,7 @@
 
 mod report;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Result, bail};
@@ -46,6 +46,8 @@ pub struct Options {
     pub out: Option<PathBuf>,
     /// llama.cpp's importance matrix to write.
     pub imatrix: Option<PathBuf>,
+    /// Keep the Hessian of every weight's input as well; for a merge, the parts decide.
+    pub hessians: bool,
     /// Replace files that are there.
     pub force: bool,
     /// Where activations may lie that do not fit memory.
@@ -78,20 +80,20 @@ pub fn run(options: &Options, control: &Control<'_>) -> Result<Report> {
     Ok(report)
 }
 
-fn calibrate(options: &Options, checkpoint: &PathBuf, data: &DataOptions, control: &Control<'_>) -> Result<Report> {
+fn calibrate(options: &Options, checkpoint: &Path, data: &DataOptions, control: &Control<'_>) -> Result<Report> {
     let model = Llama4::open(checkpoint)?;
     model.require_complete()?;
     let key = ModelKey::of(&model)?;
     let data = data::load(data, &model.checkpoint, &model.config.text, control)?;
-    let meta = Meta::of(key.clone(), &data, false);
-    let layout = Layout::new(&key, meta.labels.len(), false);
+    let meta = Meta::of(key.clone(), &data, options.hessians);
+    let layout = Layout::new(&key, meta.labels.len(), options.hessians);
     let mut report = Report::new(options, &meta, &layout, data.notes.clone());
     report.builtin = matches!(&options.source, Source::Run { data, .. } if data.data.is_empty());
     if options.dry_run {
         return Ok(report);
     }
     let mut files = Files::create(options, &meta, &layout)?;
-    let output = Output { layout: &layout, sink: &mut files };
+    let output = Output { layout: &layout, hessians: options.hessians && options.out.is_some(), sink: &mut files };
     let routing = look(&model, &key, &data, Some(output), &options.temporary, control)?;
     model.checkpoint.unchanged()?;
     files.finish()?;

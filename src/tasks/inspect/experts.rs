@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
-use super::stored::{label, stored_bytes};
 use crate::llama4::{Coding, Llama4};
 use crate::quant::Layout;
 
@@ -51,8 +50,8 @@ pub(super) fn layers(model: &Llama4) -> Vec<ExpertLayer> {
             let expert = found.entry(layer).or_default().entry(expert).or_default();
             expert.matrices += 1;
             expert.fused |= matches!(weight.coding, Coding::Plain(plane) if plane.layout == Layout::InOut);
-            expert.labels.insert(label(model, weight));
-            expert.bytes += stored_bytes(model, weight);
+            expert.labels.insert(model.label(weight));
+            expert.bytes += model.stored_bytes(weight);
         }
     }
     let text = &model.config.text;

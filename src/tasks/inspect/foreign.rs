@@ -12,10 +12,6 @@ use crate::llama4::config::ConfigError;
 
 /// The error, in the words of what `path` is, where that shows.
 pub(super) fn explain(path: &Path, error: anyhow::Error) -> anyhow::Error {
-    if path.to_str().is_some_and(|text| text.starts_with("hf://")) {
-        let message = format!("`{}`: reading from the Hugging Face Hub is not part of this version", path.display());
-        return hint(message, "fetch the checkpoint and name its folder");
-    }
     if let Some(error) = error.chain().find_map(|cause| cause.downcast_ref::<ConfigError>()) {
         return config_error(path, error);
     }

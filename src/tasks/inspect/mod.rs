@@ -7,23 +7,22 @@ mod experts;
 mod foreign;
 mod memory;
 mod settings;
-mod stored;
 mod tensors;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use serde::Serialize;
 
+pub use crate::llama4::memory::{Device, KvBytes, KvCache, USABLE};
 pub use experts::ExpertLayer;
-pub use memory::{Device, Fit, KvBytes, KvCache, Memory, SchemeMemory, Suggestion, USABLE};
+pub use memory::{Fit, Memory, SchemeMemory, Suggestion};
 pub use settings::{RopeSettings, Settings, VisionSettings};
 pub use tensors::TensorLine;
 
 use crate::dtype::Dtype;
 use crate::llama4::{Dialect, Expected, Llama4, Problem, ProblemKind, Role, expected};
-use stored::{label, stored_bytes};
 
 /// What to inspect.
 #[derive(Clone, Debug)]
@@ -155,13 +154,18 @@ pub struct FileLine {
 /// has no config of a Llama 4 model. Missing and odd weights are no errors but [`Report::problems`].
 pub fn run(options: &Options) -> Result<Report> {
     let model = Llama4::open(&options.source).map_err(|error| foreign::explain(&options.source, error))?;
+    Ok(describe(&options.source, &model))
+}
+
+/// Looks at a checkpoint that somebody opened, also one of which only headers are here. The report calls it `source`.
+pub fn describe(source: &Path, model: &Llama4) -> Report {
     let promised = expected(&model.config);
-    let components = components(&model);
-    let quantization = quantization(&model);
+    let components = components(model);
+    let quantization = quantization(model);
     let problems = model.problems.clone();
-    Ok(Report {
+    Report {
         schema: "l4tool.inspect/1",
-        checkpoint: options.source.clone(),
+        checkpoint: source.to_path_buf(),
         format: match model.dialect {
             Dialect::HuggingFace => "safetensors",
             Dialect::Meta => "torch",
@@ -169,18 +173,18 @@ pub fn run(options: &Options) -> Result<Report> {
         architecture: model.config.model.architecture(),
         complete: problems.iter().all(|problem| problem.kind == ProblemKind::Unexpected),
         config: Settings::of(&model.config),
-        parameters: parameters(&model, &promised, &components),
+        parameters: parameters(model, &promised, &components),
         bytes: model.checkpoint.tensor_bytes(),
-        dtypes: dtypes(&model),
+        dtypes: dtypes(model),
         components,
         quantization,
-        files: files(&model),
-        tensors: tensors::lines(&model, &promised),
-        experts: experts::layers(&model),
-        memory: memory::view(&model, &promised),
+        files: files(model),
+        tensors: tensors::lines(model, &promised),
+        experts: experts::layers(model),
+        memory: memory::view(model, &promised),
         problems,
-        notes: notes(&model),
-    })
+        notes: notes(model),
+    }
 }
 
 /// Adds up without wrapping: a config may promise more than 2^64 of anything.
@@ -231,8 +235,8 @@ fn components(model: &Llama4) -> Vec<Component> {
         let component = &mut components[index];
         component.weights += 1;
         component.parameters += weight.numel();
-        component.bytes += stored_bytes(model, weight);
-        *component.stored_as.entry(label(model, weight)).or_default() += 1;
+        component.bytes += model.stored_bytes(weight);
+        *component.stored_as.entry(model.label(weight)).or_default() += 1;
     }
     components
 }
@@ -240,10 +244,10 @@ fn components(model: &Llama4) -> Vec<Component> {
 fn quantization(model: &Llama4) -> Quantization {
     let mut schemes: BTreeMap<String, SchemeCount> = BTreeMap::new();
     for weight in model.weights.iter().filter(|weight| weight.coding.scheme().is_some()) {
-        let count = schemes.entry(label(model, weight)).or_default();
+        let count = schemes.entry(model.label(weight)).or_default();
         count.weights += 1;
         count.parameters += weight.numel();
-        count.bytes += stored_bytes(model, weight);
+        count.bytes += model.stored_bytes(weight);
         *count.by_role.entry(weight.role.component()).or_default() += 1;
     }
     for count in schemes.values_mut() {

@@ -4,7 +4,6 @@ use std::collections::HashMap;
 
 use serde::Serialize;
 
-use super::stored::parts;
 use crate::dtype::Dtype;
 use crate::llama4::names::{Part, Prefixes};
 use crate::llama4::{Dialect, Expected, Llama4};
@@ -42,7 +41,7 @@ pub struct TensorLine {
 pub(super) fn lines(model: &Llama4, promised: &[Expected]) -> Vec<TensorLine> {
     let tensors = model.checkpoint.tensors();
     let mut weights = vec![0; tensors.len()];
-    for tensor in model.weights.iter().flat_map(|weight| parts(model, weight)) {
+    for tensor in model.weights.iter().flat_map(|weight| model.tensors_of(weight)) {
         weights[tensor] += 1;
     }
     // By the promise, not by what was found: a tensor of the wrong shape still has a place in the model.

@@ -82,8 +82,16 @@ impl<'a> Job<'a> {
     /// # Errors
     /// The source or the options cannot be used.
     pub fn new(options: &'a Options, control: &Control<'_>) -> Result<Self> {
-        let model = Llama4::open(&options.source)?;
+        Self::of(options, Llama4::open(&options.source)?, control)
+    }
+
+    /// As [`Job::new`], for a source that somebody opened: for a dry run, its headers are enough.
+    ///
+    /// # Errors
+    /// As [`Job::new`].
+    pub fn of(options: &'a Options, model: Llama4, control: &Control<'_>) -> Result<Self> {
         model.require_complete()?;
+        model.require_joined()?;
         let choice = Choice::make(&model, &options.selection)?;
         if !options.requantize {
             refuse_requantizing(&model, &choice)?;
@@ -94,7 +102,8 @@ impl<'a> Job<'a> {
         }
         plan_weights(&mut builder, &model, &choice.targets)?;
         let plan = builder.finish()?;
-        let companions = companions(&model, &choice, &plan)?;
+        let here = model.checkpoint.require_here().is_ok();
+        let companions = if here { companions(&model, &choice, &plan)? } else { Vec::new() };
         let mut settings = settings(options, &choice);
         check_data(&choice, options.calibration.is_some(), calibrate::is_of_use(&plan))?;
         let calibration = options.calibration.as_ref();

@@ -172,9 +172,9 @@ fn check_file(
 /// A recorded file that holds no tensors.
 fn check_beside(folder: &Path, record: &FileRecord, control: &Control<'_>, report: &mut Report) -> Result<bool> {
     // Names come from a file that may be hostile: nothing outside the folder is any of its business.
-    let plain = Path::new(&record.name).file_name().is_some_and(|name| name == record.name.as_str());
+    let inside = record.name.split('/').all(|part| Path::new(part).file_name().is_some_and(|name| name == part));
     let path = folder.join(&record.name);
-    if !plain || !path.is_file() {
+    if !inside || !path.is_file() {
         report.problem("checksum", &record.name, "is in the manifest and not in the folder");
         return Ok(false);
     }

@@ -7,11 +7,11 @@ const COLUMNS: usize = 64;
 
 /// Steps of the load over the mean: the upper end, how it looks without colour, and its colour among the terminal's 256.
 const STEPS: [(f64, char, u8); 8] = [
-    (0.125, '.', 18),
-    (0.25, '.', 25),
+    (0.125, '·', 18),
+    (0.25, '·', 25),
     (0.5, '░', 67),
     (1.0, '▒', 110),
-    (1.5, '▒', 252),
+    (1.5, '▓', 252),
     (2.0, '▓', 216),
     (4.0, '█', 203),
     (f64::INFINITY, '█', 160),
@@ -33,7 +33,8 @@ pub(crate) fn map(report: &Report, color: bool) -> String {
         let mean = layer.tokens as f64 / experts as f64;
         for (line, loads) in layer.loads.chunks(COLUMNS).enumerate() {
             text += &if line == 0 { format!("{:>5}  ", layer.layer) } else { " ".repeat(7) };
-            loads.iter().for_each(|&load| text += &cell(load, mean, width, color));
+            let cells: String = loads.iter().map(|&load| cell(load, mean, width, color)).collect();
+            text += cells.trim_end_matches(' ');
             text.push('\n');
         }
     }

@@ -1,0 +1,86 @@
+//! How many tokens each expert got: what a placement is made from.
+//!
+//! A JSON document, `{"schema": "l4tool.expert-loads/1", "layers": [{"layer": 1, "tokens": [17, 4, ...]}, ...]}`: one number
+//! for each expert, one entry for each layer with experts. Knows no model but the one that the numbers are held against.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use serde::Deserialize;
+
+use crate::error::hint;
+use crate::llama4::config::TextConfig;
+
+/// The schema of the document.
+const SCHEMA: &str = "l4tool.expert-loads/1";
+
+/// The largest document that is read: Maverick's has 40 kB.
+const BYTES_MAX: u64 = 64 << 20;
+
+/// Tokens that each expert got, by layer.
+pub(super) type Loads = BTreeMap<usize, Vec<u64>>;
+
+#[derive(Deserialize)]
+struct Document {
+    schema: String,
+    layers: Vec<Layer>,
+}
+
+#[derive(Deserialize)]
+struct Layer {
+    layer: usize,
+    tokens: Vec<u64>,
+}
+
+/// Reads the loads from a file.
+///
+/// # Errors
+/// The file cannot be read, or is no such document.
+pub(super) fn read(path: &Path) -> Result<Loads> {
+    let context = || format!("reading the statistics `{}`", path.display());
+    let bytes = std::fs::metadata(path).with_context(context)?.len();
+    if bytes > BYTES_MAX {
+        let message = format!("the statistics `{}` have {bytes} bytes; the most is {BYTES_MAX}", path.display());
+        return Err(hint(message, "name the file that holds the numbers of tokens"));
+    }
+    let text = std::fs::read(path).with_context(context)?;
+    let document: Document = serde_json::from_slice(&text).with_context(context)?;
+    if document.schema != SCHEMA {
+        let message = format!("`{}` has the schema `{}`, not `{SCHEMA}`", path.display(), document.schema);
+        return Err(hint(message, "docs/repack.md shows what the file looks like"));
+    }
+    let mut loads = Loads::new();
+    for Layer { layer, tokens } in document.layers {
+        if loads.insert(layer, tokens).is_some() {
+            return Err(hint(format!("`{}` has layer {layer} twice", path.display()), "write every layer once"));
+        }
+    }
+    Ok(loads)
+}
+
+/// Refuses loads that are not this model's: other layers with experts, or another number of experts.
+///
+/// # Errors
+/// Names the first layer that does not fit.
+pub(super) fn check(loads: &Loads, text: &TextConfig) -> Result<()> {
+    let wrong = |what: String| Err(hint(what, "make the statistics with this model, or with one of its dimensions"));
+    let experts = text.num_local_experts;
+    for layer in (0..text.num_hidden_layers).filter(|&layer| text.moe_layers[layer]) {
+        match loads.get(&layer) {
+            Some(tokens) if tokens.len() == experts => {}
+            Some(tokens) => {
+                let found = tokens.len();
+                return wrong(format!(
+                    "the statistics are of another model: layer {layer} has {found} experts there, {experts} here"
+                ));
+            }
+            None => return wrong(format!("the statistics are of another model: they have nothing on layer {layer}")),
+        }
+    }
+    let is_ours = |layer: usize| text.moe_layers.get(layer).copied().unwrap_or(false);
+    match loads.keys().find(|&&layer| !is_ours(layer)) {
+        Some(layer) => wrong(format!("the statistics are of another model: layer {layer} has no experts here")),
+        None => Ok(()),
+    }
+}
