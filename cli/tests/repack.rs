@@ -251,6 +251,34 @@ fn a_balanced_placement_is_recorded_applied_to_the_router_and_undone() {
     run(&mut repack(&copy, &scratch.path("no"), "--layout hf")).refused(&["expert_placement.json", "layer 0", "hint"]);
 }
 
+#[test]
+fn statistics_that_calibrate_wrote_are_read_and_held_against_the_model() {
+    let scratch = Scratch::new();
+    let (source, stats, quantized) = (scout(&scratch), scratch.path("stats"), scratch.path("quantized"));
+    let mut calibrate = l4tool("calibrate --samples 8 --seq-len 128");
+    calibrate.arg(&source).arg("--data").arg(testdata("text/eval.txt")).arg("-o").arg(&stats);
+    run(&mut calibrate).ok();
+    let routing = run(l4tool("routing --json").arg(&stats)).ok().json();
+    run(&mut quantize(&source, &quantized, "--fp8")).ok();
+    let flags = format!("--layout maverick-8xh100 --placement balanced --stats {} --json", stats.display());
+    let (out, again) = (scratch.path("out"), scratch.path("again"));
+    let report = run(&mut repack(&quantized, &out, &flags)).ok().json();
+    let layers = report["placement"]["layers"].as_array().unwrap();
+    assert_eq!(layers.len(), 4);
+    for (layer, told) in layers.iter().zip(routing["layers"].as_array().unwrap()) {
+        let loads: Vec<f64> = told["loads"].as_array().unwrap().iter().map(|load| load.as_f64().unwrap()).collect();
+        let mean = loads.iter().sum::<f64>() / 8.0;
+        let largest = loads.chunks(2).map(|rank| rank.iter().sum::<f64>()).fold(0.0, f64::max);
+        let before = layer["imbalance_before"].as_f64().unwrap();
+        assert!((before - largest / mean).abs() < 1e-9, "{layer}");
+        assert!(layer["imbalance_after"].as_f64().unwrap() <= before, "{layer}");
+    }
+    // Another order is another numbering, which the statistics are not by; and another model is another model.
+    run(&mut repack(&out, &again, &flags)).refused(&["statistics", "router"]);
+    run(&mut repack(&maverick(&scratch), &again, &flags)).refused(&["statistics are of another model"]);
+    assert_nothing(&again);
+}
+
 /// The numbers of gigabytes are those of the fact sheet: computed there from shapes, by hand.
 #[test]
 fn whole_models_take_the_gigabytes_that_their_shapes_give() {

@@ -41,7 +41,7 @@ enum KvDtype {
 #[command(after_help = "Examples:
   l4tool repack scout-int4 -o scout-1xh100 --layout scout-1xh100 --context 131072
   l4tool repack maverick-fp8 -o maverick-ep8 --layout maverick-8xh100 --dry-run
-  l4tool repack maverick-int4 -o maverick-ep8 --layout maverick-8xh100 --placement balanced --stats loads.json
+  l4tool repack maverick-int4 -o maverick-ep8 --layout maverick-8xh100 --placement balanced --stats STATS
   l4tool repack maverick-ep8 -o maverick-int4 --layout hf")]
 pub(crate) struct Arguments {
     /// The checkpoint: a folder or a .safetensors file
@@ -58,7 +58,7 @@ pub(crate) struct Arguments {
     /// How experts are spread over ranks
     #[arg(long, value_name = "HOW", default_value = "linear")]
     placement: PlacementKind,
-    /// How many tokens each expert got (docs/repack.md)
+    /// How many tokens each expert got: what `calibrate` wrote, or JSON (docs/repack.md)
     #[arg(long, value_name = "FILE")]
     stats: Option<PathBuf>,
     /// More copies of busy experts, per layer, to plan places for; they are in expert_placement.json only

@@ -1,6 +1,6 @@
 //! How many tokens each expert got: what a placement is made from.
 //!
-//! A JSON document, `{"schema": "l4tool.expert-loads/1", "layers": [{"layer": 1, "tokens": [17, 4, ...]}, ...]}`: one number
+//! Either what `calibrate` wrote, which knows its model, or a JSON document, `{"schema": "l4tool.expert-loads/1", "layers": [{"layer": 1, "tokens": [17, 4, ...]}, ...]}`: one number
 //! for each expert, one entry for each layer with experts. Knows no model but the one that the numbers are held against.
 
 use std::collections::BTreeMap;
@@ -9,7 +9,10 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use serde::Deserialize;
 
+use super::layout::Orders;
+use crate::calibration::statistics::Statistics;
 use crate::error::hint;
+use crate::llama4::Llama4;
 use crate::llama4::config::TextConfig;
 
 /// The schema of the document.
@@ -33,11 +36,28 @@ struct Layer {
     tokens: Vec<u64>,
 }
 
-/// Reads the loads from a file.
+/// Reads the loads from a file, by the model's own numbers of experts; `places` says where `model` has them.
 ///
 /// # Errors
-/// The file cannot be read, or is no such document.
-pub(super) fn read(path: &Path) -> Result<Loads> {
+/// The file cannot be read, is neither of the two, or is of another model.
+pub(super) fn read(path: &Path, model: &Llama4, places: &Orders) -> Result<Loads> {
+    let loads = if Statistics::is_one(path) {
+        let statistics = Statistics::open(path)?;
+        // By the routers, rows in order: these are the numbers that experts have in this very checkpoint.
+        statistics.check_model(model)?;
+        let own = |(layer, tokens): (usize, Vec<u64>)| {
+            let places = places.get(&layer)?;
+            Some((layer, places.iter().map(|&place| tokens[place]).collect()))
+        };
+        statistics.loads().into_iter().filter_map(own).collect()
+    } else {
+        document(path)?
+    };
+    check(&loads, &model.config.text)?;
+    Ok(loads)
+}
+
+fn document(path: &Path) -> Result<Loads> {
     let context = || format!("reading the statistics `{}`", path.display());
     let bytes = std::fs::metadata(path).with_context(context)?.len();
     if bytes > BYTES_MAX {
@@ -63,7 +83,7 @@ pub(super) fn read(path: &Path) -> Result<Loads> {
 ///
 /// # Errors
 /// Names the first layer that does not fit.
-pub(super) fn check(loads: &Loads, text: &TextConfig) -> Result<()> {
+fn check(loads: &Loads, text: &TextConfig) -> Result<()> {
     let wrong = |what: String| Err(hint(what, "make the statistics with this model, or with one of its dimensions"));
     let experts = text.num_local_experts;
     for layer in (0..text.num_hidden_layers).filter(|&layer| text.moe_layers[layer]) {

@@ -97,8 +97,8 @@ impl<'a> Job<'a> {
         let model = Llama4::open(&options.source)?;
         model.require_complete()?;
         let ranks = ranks(options, &model)?;
-        let placement = order::asked_for(options, &model, ranks)?;
         let source = order::of_source(&model)?;
+        let placement = order::asked_for(options, &model, &source, ranks)?;
         let is_own = |order: &Vec<usize>| order.iter().copied().eq(0..order.len());
         let was_moved = !source.values().all(is_own);
         let orders = order::compose(source, placement.as_ref());

@@ -104,10 +104,9 @@ pub(super) fn of_source(model: &Llama4) -> Result<Orders> {
 }
 
 /// The order that `options` ask for, by the model's own numbers; with its record if it is another than the model's own.
-pub(super) fn asked_for(options: &Options, model: &Llama4, ranks: usize) -> Result<Option<Placement>> {
+pub(super) fn asked_for(options: &Options, model: &Llama4, source: &Orders, ranks: usize) -> Result<Option<Placement>> {
     let Some(path) = &options.statistics else { return Ok(None) };
-    let loads = loads::read(path)?;
-    loads::check(&loads, &model.config.text)?;
+    let loads = loads::read(path, model, source)?;
     let experts = model.config.text.num_local_experts;
     let extra = options.redundant_experts;
     if extra > 0 && !(experts + extra).is_multiple_of(ranks) {
