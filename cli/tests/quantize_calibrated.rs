@@ -206,6 +206,15 @@ fn static_scales_are_stored_once_for_each_matrix() {
     assert_eq!(group["input_activations"]["dynamic"], false);
 }
 
+#[test]
+fn a_bound_that_calibration_cannot_keep_is_refused() {
+    let scratch = Scratch::new();
+    let out = scratch.path("out");
+    let words = ["76546048", "too small for calibration", "hint: use `--memory"];
+    run(&mut quantize(&testdata("tiny-scout"), &out, "--int4 --calibrate --memory 73M")).refused(&words);
+    assert!(!out.exists());
+}
+
 /// The order that data must make: by divergence from the source on text that it was not calibrated with.
 #[test]
 fn gptq_beats_search_and_search_beats_rounding() {

@@ -126,7 +126,6 @@ fn options_that_fit_no_weight() {
         ("--fp8 --calibrate", &["makes use of calibration data", "hint:"]),
         ("--int4 --group-size 32 --method rtn --calibrate", &["makes use of calibration data", "hint:"]),
         ("--int4 --group-size 32 --calibrate --damping=-1", &["damping", "hint:"]),
-        ("--int4 --group-size 32 --calibrate --memory 64M", &["too small for calibration", "hint: use `--memory"]),
         ("--int4 --group-size 32 --data nowhere.txt", &["nowhere.txt"]),
         ("--int4 --group-size 32 --stats nowhere.stats", &["nowhere.stats"]),
         ("--fp8 --method awq", &["awq", "calibration", "hint:"]),
