@@ -108,7 +108,8 @@ pub(crate) enum Command {
     Inspect(inspect::Arguments),
     Routing(routing::Arguments),
     Calibrate(calibrate::Arguments),
-    Quantize(quantize::Arguments),
+    // Boxed because it has by far the most flags.
+    Quantize(Box<quantize::Arguments>),
     Convert(convert::Arguments),
     Repack(repack::Arguments),
     Verify(verify::Arguments),

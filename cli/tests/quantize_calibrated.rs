@@ -206,21 +206,37 @@ fn static_scales_are_stored_once_for_each_matrix() {
     assert_eq!(group["input_activations"]["dynamic"], false);
 }
 
+#[test]
+fn a_bound_that_calibration_cannot_keep_is_refused() {
+    let scratch = Scratch::new();
+    let out = scratch.path("out");
+    let words = ["76546048", "too small for calibration", "hint: use `--memory"];
+    run(&mut quantize(&testdata("tiny-scout"), &out, "--int4 --calibrate --memory 73M")).refused(&words);
+    assert!(!out.exists());
+}
+
 /// The order that data must make: by divergence from the source on text that it was not calibrated with.
 #[test]
 fn gptq_beats_search_and_search_beats_rounding() {
     let scratch = Scratch::new();
+    let nine = testdata("text/nine");
+    let mut kinds: Vec<_> = fs::read_dir(nine.join("eval")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    kinds.sort();
+    let text: Vec<u8> = kinds.iter().flat_map(|kind| fs::read(kind).unwrap()).collect();
+    let unseen = scratch.path("unseen.txt");
+    fs::write(&unseen, text).unwrap();
     let divergence = |name: &str, flags: &str| {
         let out = scratch.path(name);
         run(&mut quantize(&testdata("tiny-scout"), &out, flags)).ok();
-        let text = testdata("text/eval.txt");
-        let mut verify = l4tool("verify --tokens 2000 --json");
-        let report = run(verify.arg(&out).arg("--against").arg(testdata("tiny-scout")).arg("--text").arg(text)).ok();
+        // Fewer tokens than all nine kinds of text have do not tell the search from rounding.
+        let mut verify = l4tool("verify --tokens 8000 --json");
+        let report = run(verify.arg(&out).arg("--against").arg(testdata("tiny-scout")).arg("--text").arg(&unseen)).ok();
         report.json()["logits"]["kl_mean"].as_f64().unwrap()
     };
+    let data = format!("--data {} --samples 16 --seq-len 256", nine.join("calib").display());
     let rtn = divergence("rtn", "--int4 --method rtn");
-    let search = divergence("search", "--int4 --method search --calibrate --samples 16 --seq-len 256");
-    let gptq = divergence("gptq", "--int4 --calibrate --samples 16 --seq-len 256");
+    let search = divergence("search", &format!("--int4 --method search {data}"));
+    let gptq = divergence("gptq", &format!("--int4 {data}"));
     assert!(gptq < 0.9 * search && search < rtn, "gptq {gptq}, search {search}, rtn {rtn}");
 }
 

@@ -125,8 +125,7 @@ fn options_that_fit_no_weight() {
         ("--int4 --samples 4", &["--samples", "--data", "--calibrate", "hint:"]),
         ("--fp8 --calibrate", &["makes use of calibration data", "hint:"]),
         ("--int4 --group-size 32 --method rtn --calibrate", &["makes use of calibration data", "hint:"]),
-        ("--int4 --group-size 32 --calibrate --damping -1", &["damping", "hint:"]),
-        ("--int4 --group-size 32 --calibrate --memory 64M", &["too small for calibration", "hint: use `--memory"]),
+        ("--int4 --group-size 32 --calibrate --damping=-1", &["damping", "hint:"]),
         ("--int4 --group-size 32 --data nowhere.txt", &["nowhere.txt"]),
         ("--int4 --group-size 32 --stats nowhere.stats", &["nowhere.stats"]),
         ("--fp8 --method awq", &["awq", "calibration", "hint:"]),
@@ -170,7 +169,10 @@ fn recipes_that_are_wrong() {
         ("[[rule]]\nmatch = 'layers'\nkeep = true", "nothing is left to quantize"),
         ("[[rule]]\nmatch = 'feed_forward'\nscheme = 'w4a16'", "group size of 128"),
         ("[[rule]]\nmatch = 'feed_forward'\nscheme = 'fp8-static'", "`fp8-static` needs calibration data"),
-        ("[[rule]]\nmatch = 'feed_forward'\nscheme = 'w4a16'\ngroup_size = 32\nmethod = 'gptq'", "`gptq` needs calibration data"),
+        (
+            "[[rule]]\nmatch = 'feed_forward'\nscheme = 'w4a16'\ngroup_size = 32\nmethod = 'gptq'",
+            "`gptq` needs calibration data",
+        ),
     ] {
         fs::write(&recipe, text).unwrap();
         refused(&source, &out, &flags, &[words, "hint:"]);

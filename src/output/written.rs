@@ -35,7 +35,7 @@ impl<'r, 'a> Written<'r, 'a> {
                 tasks.entry(quantized.weight).or_default().push((task, part));
             }
         }
-        for (_, tasks) in &mut tasks {
+        for tasks in tasks.values_mut() {
             tasks.sort_by_key(|&(task, part)| parts(run, task)[part].outs.start);
         }
         Self { run, tasks }

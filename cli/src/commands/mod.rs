@@ -26,7 +26,7 @@ pub(crate) fn run(command: Command, context: &Context) -> Result<Outcome> {
         Command::Inspect(arguments) => inspect::run(arguments, context),
         Command::Routing(arguments) => routing::run(arguments, context),
         Command::Calibrate(arguments) => calibrate::run(arguments, context),
-        Command::Quantize(arguments) => quantize::run(arguments, context),
+        Command::Quantize(arguments) => quantize::run(*arguments, context),
         Command::Repack(arguments) => repack::run(arguments, context),
         Command::Verify(arguments) => verify::run(arguments, context),
         Command::Diff(arguments) => diff::run(arguments, context),

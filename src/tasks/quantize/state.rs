@@ -74,13 +74,16 @@ pub(super) fn keep(folder: &Path, layer: usize, hidden: &Rows, seen: &[Option<Se
     Ok(())
 }
 
-/// The layer to go on from, the residual stream before it, and what is known of weights; `None` if there is nothing of use.
+/// The layer to go on from, the residual stream before it, and what is known of weights.
+pub(super) type TakenUp = (usize, Rows, Vec<Option<Seen>>);
+
+/// What an earlier run left; `None` if there is nothing of use.
 pub(super) fn take_up(
     folder: &Path,
     (tokens, width): (usize, usize),
     targets: &[Option<Target>],
     storage: &Storage,
-) -> Result<Option<(usize, Rows, Vec<Option<Seen>>)>> {
+) -> Result<Option<TakenUp>> {
     let context = || format!("taking up the calibration in `{}`", folder.display());
     let text = match fs::read(folder.join(STATE)) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
