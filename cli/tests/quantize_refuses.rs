@@ -105,6 +105,7 @@ fn values_that_are_not_finite() {
 fn options_that_fit_no_weight() {
     let scratch = Scratch::new();
     let source = scratch.checkpoint("source", &tiny());
+    fs::copy(testdata("tiny-scout/tokenizer.json"), source.join("tokenizer.json")).unwrap();
     let out = scratch.path("out");
     let cases: &[(&str, &[&str])] = &[
         ("--int4", &["group size of 128", "64 inputs of `layers.0.feed_forward.", "hint: use `--group-size"]),
