@@ -10,7 +10,8 @@ use anyhow::{Context, Result, bail, ensure};
 
 use super::Place;
 use super::statistics::{Layout, Meta, Sink, place_name, router_name};
-use crate::checkpoint::gguf::{self, F32, GgmlType, Gguf, GgufTensor, Value};
+use crate::checkpoint::gguf::{self, Gguf, GgufTensor, Value};
+use crate::dtype::Dtype;
 use crate::error::hint;
 
 const TYPE_KEY: &str = "general.type";
@@ -64,7 +65,6 @@ pub struct ImatrixPlan {
 impl ImatrixPlan {
     /// Plans the file for statistics with this layout.
     pub fn new(meta: &Meta, statistics: &Layout) -> Self {
-        let f32 = GgmlType::of(F32).expect("F32 is a type");
         let experts = meta.model.num_local_experts;
         let mut tensors = Vec::new();
         let mut from = Vec::new();
@@ -74,8 +74,8 @@ impl ImatrixPlan {
                 let shape = &statistics.entries[source].shape;
                 let extents = vec![shape[shape.len() - 1], if shape.len() == 2 { shape[0] } else { 1 }];
                 let routed = (shape.len() == 2).then(|| statistics.find(&router_name(layer, "tokens"))).flatten();
-                tensors.push((format!("blk.{layer}.{module}.weight.counts"), vec![1, extents[1]], f32));
-                tensors.push((format!("blk.{layer}.{module}.weight.in_sum2"), extents, f32));
+                tensors.push((format!("blk.{layer}.{module}.weight.counts"), vec![1, extents[1]], Dtype::F32));
+                tensors.push((format!("blk.{layer}.{module}.weight.in_sum2"), extents, Dtype::F32));
                 from.push((source, routed));
             }
         }
@@ -224,7 +224,7 @@ impl Imatrix {
 }
 
 fn extents(tensor: &GgufTensor) -> Result<[u64; 2]> {
-    ensure!(tensor.kind.id == F32, "{} values; importance matrices are F32", tensor.kind.name);
+    ensure!(tensor.dtype == Dtype::F32, "{} values; importance matrices are F32", tensor.dtype);
     match tensor.extents[..] {
         [width] => Ok([width, 1]),
         [width, matrices] => Ok([width, matrices]),

@@ -105,7 +105,7 @@ fn check_size(raw: RawTensor) -> Result<(Dtype, Vec<u64>, [u64; 2]), Kind> {
     let Some(actual) = end.checked_sub(begin) else {
         return Err(Kind::Backwards { begin, end });
     };
-    let overflow = elements_of(&shape).and_then(|elements| elements.checked_mul(dtype.bits())).is_none();
+    let overflow = elements_of(&shape).and_then(|elements| elements.checked_mul(dtype.block_bits())).is_none();
     match dtype.bytes_of(&shape) {
         Some(expected) if expected == actual => Ok((dtype, shape, [begin, end])),
         Some(expected) => Err(Kind::WrongLength { dtype, shape, expected, actual }),

@@ -301,7 +301,7 @@ impl PlanBuilder {
         if !self.is_aligned(&rest) {
             // Readers view tensor data in place, so every tensor must begin at a multiple of its element size, and
             // the format allows no gaps. The largest elements first always gives that.
-            rest.sort_by_key(|&id| std::cmp::Reverse(self.tensors[id].dtype.bits()));
+            rest.sort_by_key(|&id| std::cmp::Reverse(self.tensors[id].dtype.block_bits()));
         }
         shard.extend(rest);
         let inside: HashSet<OutTensorId> =
@@ -325,7 +325,7 @@ impl PlanBuilder {
         let mut offset = 0_u64;
         shard.iter().all(|&id| {
             let tensor = &self.tensors[id];
-            let aligned = (offset * 8).is_multiple_of(tensor.dtype.bits().max(8));
+            let aligned = (offset * 8).is_multiple_of(tensor.dtype.block_bits().max(8));
             offset += tensor.bytes;
             aligned
         })

@@ -158,7 +158,7 @@ fn files_are_cut_between_modules_and_aligned() {
         let mut end = file.header.len() as u64;
         for tensor in file.tensors.iter().map(|&id| &plan.tensors[id]) {
             assert_eq!(tensor.offset, end, "{}", tensor.name);
-            assert!(tensor.offset.is_multiple_of(tensor.dtype.bits() / 8), "{} is not aligned", tensor.name);
+            assert!(tensor.offset.is_multiple_of(tensor.dtype.block_bits() / 8), "{} is not aligned", tensor.name);
             end += tensor.bytes;
         }
         assert_eq!(end, file.bytes);

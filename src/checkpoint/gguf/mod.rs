@@ -12,7 +12,6 @@
 //! left where they are, so that a header costs memory in proportion to its keys. Knows no model.
 
 mod read;
-mod types;
 mod value;
 mod write;
 
@@ -21,7 +20,6 @@ mod write;
 mod tests;
 
 pub use read::{Gguf, GgufTensor};
-pub use types::{F32, GGML_TYPES, GgmlType};
 pub use value::{Array, Value};
 pub use write::{Layout, encode};
 

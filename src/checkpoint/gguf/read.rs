@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use super::super::error::{FormatError, Kind, shown};
 use super::super::mmap::{Edges, Map};
 use super::value::{Array, Cursor, STRING, Value, malformed};
-use super::{ALIGNMENT, ALIGNMENT_KEY, DIMENSIONS_MAX, GgmlType, MAGIC, NAME_BYTES_MAX};
+use super::{ALIGNMENT, ALIGNMENT_KEY, DIMENSIONS_MAX, MAGIC, NAME_BYTES_MAX};
+use crate::dtype::{Dtype, ggml};
 
 /// An open file.
 #[derive(Debug)]
@@ -29,7 +30,7 @@ pub struct GgufTensor {
     /// Its extents, the fastest-varying first.
     pub extents: Vec<u64>,
     /// What its elements are.
-    pub kind: GgmlType,
+    pub dtype: Dtype,
     /// First byte, from the start of the file.
     pub offset: u64,
     /// Length in bytes.
@@ -145,14 +146,13 @@ fn parse_tensors(cursor: &mut Cursor<'_>, count: u64) -> Result<Vec<GgufTensor>,
         }
         let extents = (0..dimensions).map(|_| cursor.u64()).collect::<Result<Vec<u64>, Kind>>().map_err(fault)?;
         let id = cursor.u32().map_err(fault)?;
-        let kind = GgmlType::of(id).ok_or_else(|| fault(malformed(format!("unknown ggml type {id}"))))?;
+        let dtype = ggml::dtype_of(id).ok_or_else(|| fault(malformed(format!("unknown ggml type {id}"))))?;
         let offset = cursor.u64().map_err(fault)?;
-        let row = extents.first().copied().unwrap_or(1);
-        let rows = extents.iter().skip(1).try_fold(1_u64, |product, &extent| product.checked_mul(extent));
-        let bytes = rows.and_then(|rows| kind.bytes_of(row, rows)).ok_or_else(|| {
-            fault(malformed(format!("extents {extents:?} of {} are no whole blocks, or too many", kind.name)))
+        let shape: Vec<u64> = extents.iter().rev().copied().collect();
+        let bytes = dtype.bytes_of(&shape).ok_or_else(|| {
+            fault(malformed(format!("extents {extents:?} of {dtype} are no whole blocks, or too many")))
         })?;
-        tensors.push(GgufTensor { name: name.to_owned(), extents, kind, offset, bytes });
+        tensors.push(GgufTensor { name: name.to_owned(), extents, dtype, offset, bytes });
     }
     Ok(tensors)
 }

@@ -4,26 +4,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::*;
+use crate::dtype::Dtype;
 
 fn testdata(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/gguf").join(name)
-}
-
-#[test]
-fn the_types_are_those_of_the_python_package() {
-    let table = fs::read_to_string(testdata("types.tsv")).unwrap();
-    let mut known = 0;
-    for line in table.lines() {
-        let cells: Vec<&str> = line.split('\t').collect();
-        let number = |index: usize| cells[index].parse::<u64>().unwrap();
-        let found = GgmlType::of(number(0) as u32).unwrap();
-        assert_eq!((found.name, found.block_len), (cells[1], number(2)));
-        // The package counts two sums of Q8_1 as float32; ggml's `block_q8_1` has float16. The type is never in a file.
-        assert_eq!(found.block_bytes, if cells[1] == "Q8_1" { 36 } else { number(3) }, "{line}");
-        known += 1;
-    }
-    // Q2_0 is in ggml.h (`block_q2_0`: a float16 and 64 values of 2 bits) and not yet in the package.
-    assert_eq!(known + 1, GGML_TYPES.len());
 }
 
 #[test]
@@ -46,7 +30,7 @@ fn a_file_of_the_python_package_is_read() {
     assert_eq!(gguf.strings("a.strings").unwrap().collect::<Vec<_>>(), ["one", "", "drei"]);
     assert!(gguf.strings("a.numbers").is_none());
     let tensor = |name: &str| gguf.tensor(name).unwrap();
-    assert_eq!((tensor("first").extents.as_slice(), tensor("first").kind.name), ([3, 2].as_slice(), "F32"));
+    assert_eq!((tensor("first").extents.as_slice(), tensor("first").dtype.name()), ([3, 2].as_slice(), "F32"));
     let values: Vec<u8> = (0..6).flat_map(|value| (value as f32).to_le_bytes()).collect();
     assert_eq!(gguf.bytes(tensor("first")), values);
     assert_eq!((tensor("second").bytes, tensor("third").bytes), (10, 4 * 68));
@@ -59,7 +43,7 @@ fn what_is_written_is_read() {
     let path = folder.path().join("a.gguf");
     let values = [("general.type", Value::String("imatrix".into())), ("n", Value::U32(7))];
     let list = ["x".to_owned(), "yy".to_owned()];
-    let kind = GgmlType::of(F32).unwrap();
+    let kind = Dtype::F32;
     let tensors = [("one".to_owned(), vec![3], kind), ("two".to_owned(), vec![2, 2], kind)];
     let layout = encode(&values, &[("list", &list)], &tensors);
     let mut bytes = layout.head.clone();

@@ -1,7 +1,8 @@
 //! The head of a GGUF file as bytes, and where its tensors go.
 
 use super::value::{ARRAY, STRING};
-use super::{ALIGNMENT, GgmlType, MAGIC, NAME_BYTES_MAX, VERSION, Value};
+use super::{ALIGNMENT, MAGIC, NAME_BYTES_MAX, VERSION, Value};
+use crate::dtype::{Dtype, ggml};
 
 /// A file that is to be written: its first bytes, and where each tensor's data go.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,11 +19,11 @@ pub struct Layout {
 /// first) and a type.
 ///
 /// # Panics
-/// If a name is too long for llama.cpp, a row is no whole number of blocks, or `values` hold an array.
+/// If a name is too long for llama.cpp, ggml has no such type, a row is no whole number of blocks, or `values` hold an array.
 pub fn encode(
     values: &[(&str, Value)],
     strings: &[(&str, &[String])],
-    tensors: &[(String, Vec<u64>, GgmlType)],
+    tensors: &[(String, Vec<u64>, Dtype)],
 ) -> Layout {
     let mut head = MAGIC.to_vec();
     head.extend(VERSION.to_le_bytes());
@@ -40,15 +41,16 @@ pub fn encode(
         list.iter().for_each(|text| put_string(&mut head, text));
     }
     let (mut offsets, mut end) = (Vec::new(), 0_u64);
-    for (name, extents, kind) in tensors {
+    for (name, extents, dtype) in tensors {
         assert!(name.len() <= NAME_BYTES_MAX, "`{name}` is longer than ggml reads");
         put_string(&mut head, name);
         head.extend((extents.len() as u32).to_le_bytes());
         extents.iter().for_each(|extent| head.extend(extent.to_le_bytes()));
-        head.extend(kind.id.to_le_bytes());
+        head.extend(ggml::id_of(*dtype).expect("ggml has the type").to_le_bytes());
         head.extend(end.to_le_bytes());
         offsets.push(end);
-        let bytes = kind.bytes_of(extents[0], extents[1..].iter().product()).expect("rows are whole blocks");
+        let shape: Vec<u64> = extents.iter().rev().copied().collect();
+        let bytes = dtype.bytes_of(&shape).expect("rows are whole blocks");
         end = (end + bytes).next_multiple_of(ALIGNMENT);
     }
     head.resize(head.len().next_multiple_of(ALIGNMENT as usize), 0);

@@ -84,7 +84,7 @@ fn place(archive: &Archive<'_>, path: &Path, view: View) -> Result<TensorInfo, F
         fault.tensor = Some(view.name.clone());
         fault
     })?;
-    let element = view.dtype.bits() / 8;
+    let element = view.dtype.block_bits() / 8;
     let first = view.offset.checked_mul(element);
     let end = view.offset.checked_add(elements).and_then(|end| end.checked_mul(element));
     let (Some(first), Some(end)) = (first, end) else {

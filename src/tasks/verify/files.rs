@@ -148,7 +148,7 @@ fn check_file(
                 sha.update(bytes);
             }
             if broken.is_none() {
-                let offset = start * 8 / tensors[id].dtype.bits();
+                let offset = start * 8 / tensors[id].dtype.block_bits() * tensors[id].dtype.block_len();
                 broken = expectation.broken(bytes).map(|(element, what)| (offset + element as u64, what));
             }
             control.progress.advance(bytes.len() as u64);
