@@ -127,6 +127,7 @@ fn store(builder: &mut PlanBuilder, model: &Llama4, weight: &Weight, scheme: Sch
                 static_input.then(|| builder.tensor(name(Part::InputScale), Dtype::BF16, vec![1])).transpose()?;
             Ok(Stored { codes, scale, zero_point: None, input_scale })
         }
+        Scheme::Blocks(_) => unreachable!("blocks of ggml are written to GGUF files alone"),
     }
 }
 
