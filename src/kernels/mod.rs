@@ -145,6 +145,18 @@ pub trait Kernel {
     fn run<S: Simd>(self, s: S) -> Self::Out;
 }
 
+/// Runs `kernel` if the instruction set in use has vectors; otherwise there is no result. For kernels that have a plain form of
+/// their own for [`Isa::Scalar`], and are too large to be compiled a third time.
+pub fn dispatch_vector<K: Kernel>(kernel: K) -> Option<K::Out> {
+    match active() {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => Some(avx512::run(kernel)),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => Some(avx2::run(kernel)),
+        _ => None,
+    }
+}
+
 /// Runs `kernel`, compiled for the instruction set in use.
 pub fn dispatch<K: Kernel>(kernel: K) -> K::Out {
     match active() {

@@ -6,11 +6,10 @@
 mod decode;
 mod fields;
 mod lanes;
+mod reference;
 mod tables;
 mod tries;
 
-#[cfg(test)]
-mod reference;
 #[cfg(test)]
 mod tests;
 
@@ -78,7 +77,9 @@ pub fn encode(dtype: Dtype, rows: &[f32], row_len: usize, importance: Option<&[f
     assert!(rows.len().is_multiple_of(row_len), "not whole rows");
     assert!(importance.is_none_or(|all| all.len() == row_len), "an importance for each column");
     assert_eq!(blocks.len(), rows.len() / block_len * block_bytes, "bytes of the blocks");
-    lanes::encode(dtype, rows, row_len, importance, blocks);
+    if lanes::encode(dtype, rows, row_len, importance, blocks).is_none() {
+        reference::encode(dtype, rows, row_len, importance, blocks);
+    }
 }
 
 /// Values and bytes of a block.

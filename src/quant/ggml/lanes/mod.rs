@@ -21,7 +21,7 @@ use std::array::from_fn;
 use round::{ROUNDER, any_zero, bounded, byte, mask_lt};
 
 use crate::dtype::Dtype;
-use crate::kernels::{Kernel, LANES, Lanes, Simd, Words, dispatch};
+use crate::kernels::{Kernel, LANES, Lanes, Simd, Words, dispatch, dispatch_vector};
 
 /// Sixteen blocks as rows of lanes: row `i` has value `i` of each.
 struct Tile<'a> {
@@ -47,8 +47,14 @@ trait Format: Copy {
     fn encode<S: Simd>(self, s: S, tile: &Tile<'_>, blocks: &mut [u8]);
 }
 
-/// As [`super::encode`].
-pub(super) fn encode(dtype: Dtype, rows: &[f32], row_len: usize, importance: Option<&[f32]>, blocks: &mut [u8]) {
+/// As [`super::encode`]; `None` where the instruction set in use has no vectors, and nothing was done.
+pub(super) fn encode(
+    dtype: Dtype,
+    rows: &[f32],
+    row_len: usize,
+    importance: Option<&[f32]>,
+    blocks: &mut [u8],
+) -> Option<()> {
     use Dtype::*;
     let job = Job { rows, row_len, importance };
     match dtype {
@@ -78,12 +84,12 @@ struct Job<'a> {
 }
 
 impl Job<'_> {
-    fn run<F: Format>(self, format: F, blocks: &mut [u8]) {
+    fn run<F: Format>(self, format: F, blocks: &mut [u8]) -> Option<()> {
         let spreads = match self.importance {
             Some(_) if format.needs_spread() => dispatch(MeanSquares { rows: self.rows, row_len: self.row_len }),
             _ => Vec::new(),
         };
-        dispatch(Encode { job: self, format, spreads: &spreads, blocks });
+        dispatch_vector(Encode { job: self, format, spreads: &spreads, blocks })
     }
 }
 
