@@ -13,6 +13,7 @@ pub mod executor;
 pub mod file;
 pub mod gate;
 pub mod gathering;
+pub mod gguf;
 pub mod hash;
 mod header;
 pub mod job;
