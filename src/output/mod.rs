@@ -8,6 +8,7 @@ pub mod assembling;
 pub mod casting;
 pub mod companions;
 pub mod converting;
+pub mod encoding;
 pub mod evidence;
 pub mod executor;
 pub mod file;

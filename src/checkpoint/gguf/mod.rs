@@ -21,7 +21,7 @@ mod tests;
 
 pub use read::{Gguf, GgufTensor};
 pub use value::{Array, Value};
-pub use write::{Layout, encode};
+pub use write::{Content, Layout, encode};
 
 /// The first four bytes.
 pub const MAGIC: [u8; 4] = *b"GGUF";
