@@ -62,15 +62,30 @@ pub fn copied(checkpoint: &Checkpoint) -> Result<Vec<Companion>> {
     Ok(files)
 }
 
+/// Licence, use policy, and the notice that every copy must have.
+///
+/// # Errors
+/// As [`copied`].
+pub fn legal(checkpoint: &Checkpoint) -> Result<Vec<Companion>> {
+    let mut files = copied(checkpoint)?;
+    files.retain(|file| file.name == NOTICE_NAME || is_legal(&file.name.to_ascii_lowercase()));
+    files.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(files)
+}
+
+/// Whether a file of this name, in small letters, says on which terms the model may be used.
+fn is_legal(name: &str) -> bool {
+    ["license", "licence", "use_policy", "acceptable_use"].iter().any(|start| name.starts_with(start))
+}
+
 fn belongs(name: &str) -> bool {
     let lower = name.to_ascii_lowercase();
     let made_here = ["config.json", "readme.md", "l4tool.manifest.json", "notice"];
     if lower.starts_with('.') || made_here.contains(&lower.as_str()) || lower.ends_with(".index.json") {
         return false;
     }
-    let legal = ["license", "licence", "use_policy", "acceptable_use"].iter().any(|start| lower.starts_with(start));
     let endings = [".json", ".jinja", ".model", ".txt", ".tiktoken"];
-    legal || endings.iter().any(|ending| lower.ends_with(ending))
+    is_legal(&lower) || endings.iter().any(|ending| lower.ends_with(ending))
 }
 
 /// The line that Llama 4's licence (section 1.b.iii of its text) wants in a `Notice` file of every copy.

@@ -236,10 +236,8 @@ impl<'a> Run<'a> {
             }
             for gap in &target.plan.gaps {
                 // A new file is all zeros.
-                target
-                    .hash
-                    .found(&target.file, gap.start, gap.end, bounce)
-                    .with_context(|| format!("reading back `{}`", target.plan.name))?;
+                let found = target.hash.found(&target.file, gap.start, gap.end, bounce, &self.permits);
+                found.with_context(|| format!("reading back `{}`", target.plan.name))?;
             }
             for &id in &target.plan.tensors {
                 let tensor = &self.plan.tensors[id];

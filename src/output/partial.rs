@@ -280,7 +280,8 @@ impl Partial {
     /// # Errors
     /// The disk refuses; the work in progress stays then.
     pub fn publish(self, existing: Existing) -> Result<()> {
-        self.appear(&self.model(), existing)
+        let made = self.model();
+        self.appear(&made, existing)
     }
 
     /// As [`Partial::publish`], for an output that is one file: what lies beside it appears first, as it means nothing without the file.
@@ -290,14 +291,15 @@ impl Partial {
     pub fn publish_file(self, existing: Existing) -> Result<()> {
         let model = self.model();
         let context = || format!("moving what is in `{}` beside `{}`", model.display(), self.out.display());
-        let name = self.out.file_name().expect("looked at when the work began");
+        let name = self.out.file_name().expect("looked at when the work began").to_owned();
         for entry in fs::read_dir(&model).with_context(context)? {
             let entry = entry.with_context(context)?;
             if entry.file_name() != name {
                 fs::rename(entry.path(), self.out.with_file_name(entry.file_name())).with_context(context)?;
             }
         }
-        self.appear(&model.join(name), existing)
+        let made = model.join(name);
+        self.appear(&made, existing)
     }
 
     /// Makes `made` the output, in one step.

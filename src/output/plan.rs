@@ -221,6 +221,11 @@ impl PlanBuilder {
         self.tasks.push(task);
     }
 
+    /// The tasks alone, as they were added, for files that are laid out elsewhere.
+    pub(super) fn into_tasks(self) -> Vec<Task> {
+        self.tasks
+    }
+
     /// Lays everything out.
     ///
     /// # Errors

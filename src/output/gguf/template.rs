@@ -19,8 +19,8 @@ pub(super) fn added(post_processor: Option<&Json>, config: &Json) -> Vec<(&'stat
     for step in steps.into_iter().flatten() {
         match step.get("type").and_then(Json::as_str) {
             Some("ByteLevel") => {
-                added.default("bos", false);
-                added.default("eos", false);
+                added.set_new("bos", false);
+                added.set_new("eos", false);
             }
             Some("TemplateProcessing") => template(step, config, &mut added),
             _ => {}
@@ -28,14 +28,14 @@ pub(super) fn added(post_processor: Option<&Json>, config: &Json) -> Vec<(&'stat
     }
     for name in NAMES {
         if let Some(flag) = config.get(format!("add_{name}_token")).and_then(Json::as_bool) {
-            added.default(name, flag);
+            added.set_new(name, flag);
         }
     }
     added.0
 }
 
 /// What is known so far, in order.
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Flags(Vec<(&'static str, bool)>);
 
 impl Flags {
@@ -46,7 +46,7 @@ impl Flags {
         }
     }
 
-    fn default(&mut self, name: &'static str, flag: bool) {
+    fn set_new(&mut self, name: &'static str, flag: bool) {
         if self.0.iter().all(|(known, _)| *known != name) {
             self.0.push((name, flag));
         }

@@ -144,7 +144,10 @@ fn files(model: &Llama4, instruct: bool) -> Result<(Vec<u8>, Json)> {
 }
 
 /// A small JSON file beside the weights.
-pub(super) fn json(checkpoint: &Checkpoint, name: &str) -> Result<Option<Json>> {
+///
+/// # Errors
+/// It cannot be read, or is no JSON.
+pub fn json(checkpoint: &Checkpoint, name: &str) -> Result<Option<Json>> {
     let Some(content) = checkpoint.side_file(name, BYTES_MAX)? else { return Ok(None) };
     let parsed = serde_json::from_slice(&content);
     parsed.map(Some).map_err(|error| anyhow!("`{}` is not JSON: {error}", checkpoint.folder().join(name).display()))
