@@ -5,6 +5,7 @@
 
 mod decode;
 mod fields;
+mod reference;
 mod tables;
 
 #[cfg(test)]
@@ -57,6 +58,29 @@ pub fn decode(dtype: Dtype, blocks: &[u8], values: &mut [f32]) {
         MXFP4 => each(blocks, values, decode::mxfp4),
         _ => panic!("{dtype} is no block format that is decoded"),
     }
+}
+
+/// Encodes whole rows: exactly the bytes of llama.cpp's `ggml_quantize_chunk`, as its releases are compiled for x86-64.
+///
+/// `importance` has `row_len` entries, one for each column, that apply to every row; zero is allowed. Q8_0 and MXFP4 make no
+/// use of it. Values that are NaN or infinite give bytes that mean nothing.
+///
+/// # Panics
+///
+/// `dtype` is none of [`TYPES`]; `row_len` is not whole blocks; `rows` is not whole rows; `importance` has not `row_len` entries;
+/// `blocks` does not have the bytes that the rows take.
+pub fn encode(dtype: Dtype, rows: &[f32], row_len: usize, importance: Option<&[f32]>, blocks: &mut [u8]) {
+    let (block_len, block_bytes) = sizes(dtype);
+    assert!(row_len > 0 && row_len.is_multiple_of(block_len), "a row of {row_len} is not whole blocks of {block_len}");
+    assert!(rows.len().is_multiple_of(row_len), "not whole rows");
+    assert!(importance.is_none_or(|all| all.len() == row_len), "an importance for each column");
+    assert_eq!(blocks.len(), rows.len() / block_len * block_bytes, "bytes of the blocks");
+    reference::encode(dtype, rows, row_len, importance, blocks);
+}
+
+/// Values and bytes of a block.
+fn sizes(dtype: Dtype) -> (usize, usize) {
+    (dtype.block_len() as usize, dtype.block_bits() as usize / 8)
 }
 
 /// Block after block.

@@ -31,3 +31,23 @@ fn values_are_those_of_the_python_package() {
 fn half_a_block_is_refused() {
     decode(Dtype::Q8_0, &[0; 17], &mut [0.0; 32]);
 }
+
+#[test]
+fn bytes_are_those_of_llama_cpp() {
+    let file = SafeTensors::deserialize(FILE).unwrap();
+    let rows = floats(file.tensor("rows").unwrap().data());
+    let importance = floats(file.tensor("importance").unwrap().data());
+    for dtype in TYPES {
+        for (name, importance) in [("", None), (".importance", Some(&importance[..]))] {
+            let expected = file.tensor(&format!("{dtype}{name}")).unwrap();
+            let mut blocks = vec![0xee; expected.data().len()];
+            encode(dtype, &rows, 512, importance, &mut blocks);
+            let bytes = sizes(dtype).1;
+            let pairs = blocks.chunks(bytes).zip(expected.data().chunks(bytes));
+            for (i, (block, expected)) in pairs.enumerate() {
+                let row = i * sizes(dtype).0 / 512;
+                assert_eq!(block, expected, "{dtype}{name} block {i} of row {row}");
+            }
+        }
+    }
+}
