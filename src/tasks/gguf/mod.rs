@@ -149,7 +149,7 @@ impl<'a> Job<'a> {
         let stem = stem(&options.out)?;
         let files = Files { stem: &stem, bytes_max: options.split_bytes_max };
         let plan = plan::plan(&model, &typed, &keys, files, options.overflow)?;
-        let settings = settings(options, &dtypes, importance.as_ref());
+        let settings = settings(options, &plan, importance.as_ref());
         let here = model.checkpoint.require_here().is_ok();
         let companions = match options.form() {
             Form::Folder if here => companions::legal(&model.checkpoint)?,
@@ -285,12 +285,13 @@ fn importance_key(importance: &Importance) -> Key {
 }
 
 /// The options that decide the bytes of the output, by name.
-fn settings(options: &Options, dtypes: &[Dtype], importance: Option<&Importance>) -> BTreeMap<String, String> {
-    let types: String = dtypes.iter().map(|dtype| format!("{dtype}\n")).collect();
+fn settings(options: &Options, plan: &Plan, importance: Option<&Importance>) -> BTreeMap<String, String> {
+    // Names, types and places of tensors, keys and tokenizer.
+    let heads: String = plan.files.iter().map(|file| sha256(&file.header)).collect();
     let mut settings: BTreeMap<String, String> = [
         ("to", "gguf".to_owned()),
         ("scheme", options.file_type.to_string()),
-        ("types sha256", sha256(types.as_bytes())),
+        ("heads sha256", sha256(heads.as_bytes())),
         ("clamp", (options.overflow == Overflow::Clamp).to_string()),
         ("requantize", options.requantize.to_string()),
         ("instruct", options.instruct.to_string()),
