@@ -20,7 +20,6 @@ use xxhash_rust::xxh3::Xxh3;
 
 use super::companions::Companion;
 use super::evidence::{Evidence, Nothing};
-use super::file::{Bounce, OutputFile};
 use super::hash::FileHash;
 use super::header;
 use super::journal::Finished;
@@ -29,6 +28,7 @@ use super::plan::{NOTE_BYTES_MAX, OutFile, Plan, Region, Task};
 use super::preflight;
 use super::work::{BadWeight, Buffers};
 use crate::error::Hint;
+use crate::files::{Bounce, OutputFile};
 use crate::llama4::Llama4;
 use crate::parallel::{self, Permits};
 use crate::progress::{Control, Unit};

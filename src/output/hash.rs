@@ -10,8 +10,8 @@ use std::sync::{Condvar, Mutex, MutexGuard};
 use anyhow::Result;
 use sha2::{Digest, Sha256};
 
-use super::file::{Bounce, OutputFile};
 pub use crate::files::hex;
+use crate::files::{Bounce, OutputFile};
 use crate::parallel::Permits;
 
 /// Why a lock is never poisoned.

@@ -11,7 +11,6 @@ pub mod converting;
 pub mod encoding;
 pub mod evidence;
 pub mod executor;
-pub mod file;
 pub mod gate;
 pub mod gathering;
 pub mod gguf;
