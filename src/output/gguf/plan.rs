@@ -138,9 +138,8 @@ fn plan_matrix(
     let weight = &model.weights[index];
     let (out, input) = weight.matrix();
     let float = Float::of(dtype);
-    if let Some(range) = float.and_then(|float| copied(weight, float)) {
-        let Coding::Plain(plane) = weight.coding else { unreachable!("what is copied is plain") };
-        return plan_range(builder, plane.tensor, range, (tensor, start), float);
+    if let Some((source, range)) = copied(weight, dtype) {
+        return plan_range(builder, source, range, (tensor, start), float);
     }
     let row_bytes = dtype.bytes_of(&[input as u64]).expect("rows are whole blocks");
     let step = match float {
@@ -163,10 +162,17 @@ fn plan_matrix(
     }
 }
 
-/// The bytes of a weight's tensor that are its rows, if these lie there as they are to be written.
-fn copied(weight: &Weight, float: Float) -> Option<Range<u64>> {
-    let Coding::Plain(plane) = weight.coding else { return None };
-    let (_, input) = weight.matrix();
-    let as_it_is = plane.layout == Layout::OutIn && plane.float == float && plane.stride == input;
-    as_it_is.then(|| plane.offset..plane.offset + weight.numel() * float.bytes() as u64)
+/// The tensor and its bytes that are a weight's rows, if these lie there as they are to be written.
+fn copied(weight: &Weight, dtype: Dtype) -> Option<(usize, Range<u64>)> {
+    let (out, input) = weight.matrix();
+    let (tensor, offset) = match weight.coding {
+        Coding::Plain(plane) => {
+            let as_it_is = plane.layout == Layout::OutIn && plane.float.dtype() == dtype && plane.stride == input;
+            as_it_is.then_some((plane.tensor, plane.offset))?
+        }
+        Coding::Blocks { tensor, dtype: stored, offset } => (stored == dtype).then_some((tensor, offset))?,
+        _ => return None,
+    };
+    let bytes = dtype.bytes_of(&[out as u64, input as u64]).expect("the source has them");
+    Some((tensor, offset..offset + bytes))
 }

@@ -14,7 +14,8 @@ use super::template;
 use crate::checkpoint::gguf::{Content, Value};
 use crate::checkpoint::{Checkpoint, shown};
 use crate::error::hint;
-use crate::llama4::Llama4;
+use crate::llama4::gguf::tokenizer::Vocabulary;
+use crate::llama4::{Dialect, Llama4};
 use crate::llama4::tiktoken::{self, PATTERN, RANKS_BYTES_MAX, RANKS_NAME, Ranks};
 use crate::llama4::tokenizer::TOKENIZER_NAME;
 
@@ -128,6 +129,15 @@ pub fn keys(model: &Llama4, request: Request<'_>) -> Result<Vec<Key>> {
 /// `tokenizer.json` and `tokenizer_config.json`, or what Meta's file comes to.
 fn files(model: &Llama4, instruct: bool) -> Result<(Vec<u8>, Json)> {
     let checkpoint = &model.checkpoint;
+    if model.dialect == Dialect::Gguf
+        && let Some(vocabulary) = Vocabulary::of(checkpoint)?
+    {
+        let mut config = vocabulary.tokenizer_config(model.config.text.max_position_embeddings)?;
+        if let Some(template) = vocabulary.chat_template()? {
+            config["chat_template"] = template.into();
+        }
+        return Ok((vocabulary.tokenizer_json()?, config));
+    }
     if let Some(content) = checkpoint.side_file(TOKENIZER_NAME, BYTES_MAX)? {
         return Ok((content, json(checkpoint, "tokenizer_config.json")?.unwrap_or(Json::Null)));
     }

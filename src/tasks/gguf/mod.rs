@@ -16,7 +16,7 @@ use crate::checkpoint::gguf::{Content, Value};
 use crate::checkpoint::shown;
 use crate::dtype::Dtype;
 use crate::error::hint;
-use crate::llama4::{Llama4, ProblemKind, Role};
+use crate::llama4::{Coding, Llama4, ProblemKind, Role};
 use crate::output::casting::Overflow;
 use crate::output::executor::{self, Notes, Run};
 use crate::output::gguf::keys::{self, About, Key};
@@ -30,6 +30,7 @@ use crate::output::partial::{Existing, Form};
 use crate::output::plan::Plan;
 use crate::output::{companions, origin};
 use crate::progress::Control;
+use crate::quant::scheme::Scheme;
 
 use importance::{Importance, Known};
 pub use importance::Fallback;
@@ -192,8 +193,18 @@ impl<'a> Job<'a> {
         };
         let known = report::known(&self)?;
         let records = |totals: &[_]| report::weights(&self, &known, totals).iter().map(WeightReport::record).collect();
-        let done = self.job().run_checked(|folder| gate::check(folder, plan), perform, records, control)?;
+        let promised = self.promised();
+        let check = |folder: &Path| gate::check(folder, plan, &promised);
+        let done = self.job().run_checked(check, perform, records, control)?;
         Ok(Report::new(&self, report::weights(&self, &known, &done.totals), done.resumed, began.elapsed()))
+    }
+
+    /// Every weight of the output with its scheme.
+    fn promised(&self) -> Vec<(&str, Option<Scheme>)> {
+        let tensors = self.tensors.iter().zip(&self.dtypes);
+        let weights = tensors.flat_map(|(tensor, &dtype)| tensor.weights().iter().map(move |&index| (index, dtype)));
+        let scheme = |dtype: Dtype| (dtype.block_len() > 1).then_some(Scheme::Blocks(dtype));
+        weights.map(|(index, dtype)| (self.model.weights[index].name.as_str(), scheme(dtype))).collect()
     }
 
     fn job(&self) -> job::Job<'_> {
@@ -245,7 +256,12 @@ fn dtypes(options: &Options, model: &Llama4, tensors: &[GgufTensor], importance:
 fn refuse_requantizing(model: &Llama4, tensors: &[GgufTensor], dtypes: &[Dtype]) -> Result<()> {
     let quantized = tensors.iter().zip(dtypes).filter(|(_, dtype)| dtype.block_len() > 1);
     let mut weights = quantized.flat_map(|(tensor, dtype)| tensor.weights().iter().map(move |&index| (index, dtype)));
-    match weights.find(|(index, _)| model.stored_float(&model.weights[*index]).is_none()) {
+    let again = |(index, dtype): &(usize, &Dtype)| match model.weights[*index].coding {
+        // Blocks of the same type are copied.
+        Coding::Blocks { dtype: stored, .. } => stored != **dtype,
+        _ => model.stored_float(&model.weights[*index]).is_none(),
+    };
+    match weights.find(again) {
         Some((index, dtype)) => Err(hint(
             format!("`{}` is quantized already; making it {dtype} adds a second rounding", model.weights[index].name),
             "start from the original weights; or `--requantize` if this is what you want",
