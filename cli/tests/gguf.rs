@@ -101,7 +101,9 @@ fn a_random_model_has_llama_cpp_s_bytes() {
 fn keys_are_the_converter_s() {
     let scratch = Scratch::new();
     let random = scratch.checkpoint("random", &random());
-    for (name, source) in [("tiny-scout", testdata("tiny-scout")), ("tiny-maverick", testdata("tiny-maverick")), ("random", random)] {
+    for (name, source) in
+        [("tiny-scout", testdata("tiny-scout")), ("tiny-maverick", testdata("tiny-maverick")), ("random", random)]
+    {
         let out = scratch.path(&format!("{name}.gguf"));
         convert(&source, &out, "").ok();
         let made = gguf_file::read(&out);
@@ -110,7 +112,11 @@ fn keys_are_the_converter_s() {
         let spelled = |(key, kind, value): &(String, String, Value)| {
             let value = match value {
                 Value::One(number) if kind == "FLOAT32" => {
-                    if number.parse::<f32>().unwrap() == 1e-5 { "1e-05".to_owned() } else { number.clone() }
+                    if number.parse::<f32>().unwrap() == 1e-5 {
+                        "1e-05".to_owned()
+                    } else {
+                        number.clone()
+                    }
                 }
                 Value::One(one) => one.clone(),
                 Value::Many(all) => format!("{}:{}", all.len(), &sha256(all.join("\n").as_bytes())[..16]),
@@ -136,7 +142,12 @@ fn a_dry_run_of_whole_models_has_llama_cpp_s_types_and_sizes() {
         gguf_file::kinds().into_values().map(|(name, elements, bytes)| (name, (elements, bytes))).collect();
     for (model, presets) in sizes {
         let source = scratch.path(model);
-        if model == "scout" { l4_testkit::write_sparse_scout(&source) } else { l4_testkit::write_sparse_maverick(&source) }.unwrap();
+        if model == "scout" {
+            l4_testkit::write_sparse_scout(&source)
+        } else {
+            l4_testkit::write_sparse_maverick(&source)
+        }
+        .unwrap();
         let text = fs::read_to_string(testdata(&format!("gguf/types-{model}.tsv"))).unwrap();
         let rows: Vec<Vec<&str>> = text.lines().skip(1).map(|line| line.split('\t').collect()).collect();
         for (preset, mebibytes) in presets {
@@ -150,10 +161,14 @@ fn a_dry_run_of_whole_models_has_llama_cpp_s_types_and_sizes() {
             assert_eq!(tensors.len(), rows.len() - 1);
             let mut total = 0;
             for (tensor, row) in tensors.iter().zip(&rows[1..]) {
-                let extents: Vec<u64> = tensor["extents"].as_array().unwrap().iter().map(|n| n.as_u64().unwrap()).collect();
+                let extents: Vec<u64> =
+                    tensor["extents"].as_array().unwrap().iter().map(|n| n.as_u64().unwrap()).collect();
                 let all: Vec<u64> = row[1].split(',').map(|n| n.parse().unwrap()).collect();
                 let kind = tensor["dtype"].as_str().unwrap();
-                assert_eq!((tensor["name"].as_str().unwrap(), kind.to_lowercase()), (row[0], row[column].to_lowercase()));
+                assert_eq!(
+                    (tensor["name"].as_str().unwrap(), kind.to_lowercase()),
+                    (row[0], row[column].to_lowercase())
+                );
                 assert_eq!(extents, all[..extents.len()], "{}", row[0]);
                 let (elements, bytes) = kinds[kind];
                 let bytes = extents.iter().product::<u64>() / elements * bytes;
@@ -226,7 +241,10 @@ fn a_killed_run_goes_on_to_the_same_bytes() {
     assert!(fs::read(&out).unwrap() == fs::read(&expected).unwrap());
     assert!(!partial(&out).exists());
     let beside = |path: &Path| fs::read(format!("{}.l4tool.manifest.json", path.display())).unwrap();
-    assert!(String::from_utf8(beside(&out)).unwrap() == String::from_utf8(beside(&expected)).unwrap().replace("expected.gguf", "out.gguf"));
+    assert!(
+        String::from_utf8(beside(&out)).unwrap()
+            == String::from_utf8(beside(&expected)).unwrap().replace("expected.gguf", "out.gguf")
+    );
     // In place of another one, in one step.
     run(&mut quantize(&source, &out, "--scheme q8_0")).refused(&["exists"]);
     run(&mut quantize(&source, &out, "--scheme q8_0 --force")).ok();
@@ -318,7 +336,10 @@ fn rules_go_before_the_preset() {
     run(&mut quantize(&source, &out, "--scheme q4_k_m --pure --force --exclude ^layers\\.0\\.")).ok();
     let made = gguf_file::read(&out);
     let kind = |name: &str| made.tensor(name).kind.as_str();
-    assert_eq!((kind("output.weight"), kind("blk.0.attn_q.weight"), kind("blk.1.attn_v.weight")), ("Q4_K", "BF16", "Q4_K"));
+    assert_eq!(
+        (kind("output.weight"), kind("blk.0.attn_q.weight"), kind("blk.1.attn_v.weight")),
+        ("Q4_K", "BF16", "Q4_K")
+    );
 }
 
 #[test]
@@ -331,7 +352,12 @@ fn what_gguf_cannot_hold_is_refused() {
         common::assert_nothing(&out);
     };
     let small = || Spec { layers: 2, hidden_size: 64, intermediate_size: 32, ..random() };
-    refused("norm", &Spec { use_qk_norm: false, ..small() }, "", &["llama.cpp cannot run this model", "4, and does not"]);
+    refused(
+        "norm",
+        &Spec { use_qk_norm: false, ..small() },
+        "",
+        &["llama.cpp cannot run this model", "4, and does not"],
+    );
     refused("none", &Spec { tokenizer: false, ..small() }, "", &["tokenizer.json` is missing"]);
     refused("split", &small(), "--split-max-size 1G", &["is one file", "without `.gguf`"]);
     refused("method", &small(), "--method rtn", &["`--method` does not go with the scheme q4_0"]);
@@ -349,6 +375,10 @@ fn what_gguf_cannot_hold_is_refused() {
     let force = "--scheme q4_0 --pre-tokenizer gpt-4o --force";
     run(&mut quantize(&source, &out, force)).refused(&["no GGUF file"]);
     let warned = run(&mut quantize(&testdata("tiny-scout"), &scratch.path("b.gguf"), "--scheme q4_0"));
-    assert!(warned.stderr.contains("chunks of 8192 for granted") && warned.stderr.contains("mmproj"), "{}", warned.stderr);
+    assert!(
+        warned.stderr.contains("chunks of 8192 for granted") && warned.stderr.contains("mmproj"),
+        "{}",
+        warned.stderr
+    );
     warned.ok();
 }

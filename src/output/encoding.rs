@@ -46,7 +46,8 @@ pub(super) fn rows_per_task(weight: &Weight) -> usize {
     let (out, input) = weight.matrix();
     let values = if is_joined(weight) { TASK_VALUES_JOINED } else { TASK_VALUES };
     let fitting = values / input.max(1);
-    let rows = if fitting >= PAGE_COLUMNS { fitting / PAGE_COLUMNS * PAGE_COLUMNS } else { fitting / TASK_ROWS * TASK_ROWS };
+    let rows =
+        if fitting >= PAGE_COLUMNS { fitting / PAGE_COLUMNS * PAGE_COLUMNS } else { fitting / TASK_ROWS * TASK_ROWS };
     rows.max(TASK_ROWS).min(out)
 }
 

@@ -65,6 +65,7 @@ pub(crate) fn report(report: &Report, verbose: bool) -> String {
 }
 
 fn types(types: &[TypeReport]) -> String {
-    let line = |entry: &TypeReport| format!("  {} tensors in {}, {}\n", entry.tensors, entry.dtype, decimal(entry.bytes));
+    let line =
+        |entry: &TypeReport| format!("  {} tensors in {}, {}\n", entry.tensors, entry.dtype, decimal(entry.bytes));
     types.iter().map(line).collect()
 }

@@ -61,7 +61,8 @@ pub fn check(text: &TextConfig) -> Result<(Pattern, Vec<String>)> {
         return Err(refuse(format!("it computes SiLU, and this model has `{}`", text.hidden_act)));
     }
     let steps = 1..=text.num_hidden_layers;
-    let fits = |step: &usize| text.moe_layers.iter().enumerate().all(|(layer, moe)| *moe == (layer + 1).is_multiple_of(*step));
+    let fits =
+        |step: &usize| text.moe_layers.iter().enumerate().all(|(layer, moe)| *moe == (layer + 1).is_multiple_of(*step));
     let Some(moe_step) = steps.clone().find(fits) else {
         return Err(refuse("it takes experts in every n-th layer; this model has them elsewhere".into()));
     };
@@ -92,7 +93,8 @@ fn warnings(text: &TextConfig) -> Vec<String> {
     if !text.attn_temperature_tuning {
         beyond(CHUNK, format!("a temperature that grows every {CHUNK} tokens"), "none".into());
     } else if floor != CHUNK || text.attn_scale != SCALE {
-        let (granted, here) = (format!("{SCALE} in steps of {CHUNK}"), format!("{} in steps of {floor}", text.attn_scale));
+        let (granted, here) =
+            (format!("{SCALE} in steps of {CHUNK}"), format!("{} in steps of {floor}", text.attn_scale));
         beyond(floor.min(CHUNK), format!("a temperature that grows by {granted}"), format!("one that grows by {here}"));
     }
     warnings

@@ -153,7 +153,10 @@ enum Category {
 pub fn can_be_quantized(name: &str, extents: &[u64]) -> bool {
     // `ggml_n_dims` does not count trailing extents of 1.
     let dimensions = extents.iter().rposition(|&extent| extent > 1).map_or(1, |last| last + 1);
-    dimensions >= 2 && name.ends_with("weight") && !name.contains("_norm.weight") && !name.contains("ffn_gate_inp.weight")
+    dimensions >= 2
+        && name.ends_with("weight")
+        && !name.contains("_norm.weight")
+        && !name.contains("ffn_gate_inp.weight")
 }
 
 impl Mix {
@@ -323,7 +326,11 @@ mod tests {
                 let mix = Mix { file_type, importance, pure: false, layers: 48, experts, heads_per_kv: 5 };
                 for (index, dtype) in mix.dtypes(&tensors).into_iter().enumerate() {
                     let expected = rows[index][2 + column];
-                    assert!(dtype.name().eq_ignore_ascii_case(expected), "{model} {preset} {}: {dtype}", rows[index][0]);
+                    assert!(
+                        dtype.name().eq_ignore_ascii_case(expected),
+                        "{model} {preset} {}: {dtype}",
+                        rows[index][0]
+                    );
                     seen += 1;
                 }
             }
@@ -344,14 +351,8 @@ mod tests {
 
     #[test]
     fn what_users_choose_goes_before_the_preset_and_not_before_what_must_stay() {
-        let mix = Mix {
-            file_type: FileType::Q4_K_M,
-            importance: false,
-            pure: true,
-            layers: 4,
-            experts: 16,
-            heads_per_kv: 4,
-        };
+        let mix =
+            Mix { file_type: FileType::Q4_K_M, importance: false, pure: true, layers: 4, experts: 16, heads_per_kv: 4 };
         let tensor = |name, chosen| Candidate { name, extents: &[256, 512], chosen };
         let dtypes = mix.dtypes(&[
             tensor("output.weight", None),

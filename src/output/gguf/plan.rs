@@ -96,15 +96,18 @@ pub fn bytes_of(tensor: &GgufTensor, dtype: Dtype) -> u64 {
 /// `LLM_KV_SPLIT_*` in `src/llama-arch.cpp`.
 fn split_keys(number: u16, count: u16, tensors: i32) -> [Key; 3] {
     let key = |name: &str, value: Value| (format!("split.{name}"), Content::Value(value));
-    [
-        key("no", Value::U16(number)),
-        key("count", Value::U16(count)),
-        key("tensors.count", Value::I32(tensors)),
-    ]
+    [key("no", Value::U16(number)), key("count", Value::U16(count)), key("tensors.count", Value::I32(tensors))]
 }
 
-fn lay_out(all: &mut Vec<OutTensor>, file: usize, name: String, keys: &[Key], tensors: &[Typed<'_>]) -> Result<OutFile> {
-    let table: Vec<_> = tensors.iter().map(|(tensor, dtype)| (tensor.name.clone(), tensor.extents.clone(), *dtype)).collect();
+fn lay_out(
+    all: &mut Vec<OutTensor>,
+    file: usize,
+    name: String,
+    keys: &[Key],
+    tensors: &[Typed<'_>],
+) -> Result<OutFile> {
+    let table: Vec<_> =
+        tensors.iter().map(|(tensor, dtype)| (tensor.name.clone(), tensor.extents.clone(), *dtype)).collect();
     let total = tensors.iter().try_fold(0_u64, |sum, (tensor, dtype)| sum.checked_add(bytes_of(tensor, *dtype)));
     ensure!(total.is_some_and(|total| total < u64::MAX / 16), "`{name}` would be larger than any file can be");
     let layout = encode(keys, &table);

@@ -15,9 +15,9 @@ use crate::checkpoint::gguf::{Content, Value};
 use crate::checkpoint::{Checkpoint, shown};
 use crate::error::hint;
 use crate::llama4::gguf::tokenizer::Vocabulary;
-use crate::llama4::{Dialect, Llama4};
 use crate::llama4::tiktoken::{self, PATTERN, RANKS_BYTES_MAX, RANKS_NAME, Ranks};
 use crate::llama4::tokenizer::TOKENIZER_NAME;
+use crate::llama4::{Dialect, Llama4};
 
 /// The largest file that is read.
 const BYTES_MAX: u64 = 256 << 20;
@@ -99,7 +99,10 @@ pub fn keys(model: &Llama4, request: Request<'_>) -> Result<Vec<Key>> {
         None if is_llama4(document.pre_tokenizer.as_ref()) => LLAMA4,
         None => {
             return Err(hint(
-                format!("`{}` cuts texts in another way than Llama 4's, so llama.cpp's name for it is not known", path.display()),
+                format!(
+                    "`{}` cuts texts in another way than Llama 4's, so llama.cpp's name for it is not known",
+                    path.display()
+                ),
                 "name it with `--pre-tokenizer NAME` (`tokenizer.ggml.pre`), if llama.cpp has it",
             ));
         }
@@ -107,7 +110,8 @@ pub fn keys(model: &Llama4, request: Request<'_>) -> Result<Vec<Key>> {
     let special = special_ids(model, &document, &config);
     let add = template::added(document.post_processor.as_ref(), &config);
     let chat = chat_template(&model.checkpoint, &config)?;
-    let (tokens, kinds) = tokens(document.added_tokens, document.model.vocab, model.config.text.vocab_size).with_context(context)?;
+    let (tokens, kinds) =
+        tokens(document.added_tokens, document.model.vocab, model.config.text.vocab_size).with_context(context)?;
     let merges = document.model.merges.into_iter().map(Merge::joined).collect();
     let text = |text: &str| Content::Value(Value::String(text.to_owned()));
     let own = |key: &str| format!("tokenizer.ggml.{key}");
@@ -148,7 +152,10 @@ fn files(model: &Llama4, instruct: bool) -> Result<(Vec<u8>, Json)> {
         return Ok((ranks.tokenizer_json(), config));
     }
     Err(hint(
-        format!("`{}` is missing, and llama.cpp loads no model without a tokenizer", checkpoint.folder().join(TOKENIZER_NAME).display()),
+        format!(
+            "`{}` is missing, and llama.cpp loads no model without a tokenizer",
+            checkpoint.folder().join(TOKENIZER_NAME).display()
+        ),
         "copy `tokenizer.json` and `tokenizer_config.json` from the original repository into the folder",
     ))
 }
@@ -171,7 +178,8 @@ fn is_llama4(pre_tokenizer: Option<&Json>) -> bool {
         None => vec![pre],
     };
     let kind = |step: &Json, name: &str| step.get("type").and_then(Json::as_str) == Some(name);
-    let is_split = |step: &Json| kind(step, "Split") && step.pointer("/pattern/Regex").and_then(Json::as_str) == Some(PATTERN);
+    let is_split =
+        |step: &Json| kind(step, "Split") && step.pointer("/pattern/Regex").and_then(Json::as_str) == Some(PATTERN);
     let is_bytes = |step: &Json| kind(step, "ByteLevel") && step.get("use_regex") != Some(&Json::Bool(true));
     matches!(steps[..], [split, bytes] if is_split(split) && is_bytes(bytes))
 }
@@ -182,11 +190,7 @@ fn tokens(added: Vec<Added>, vocab: HashMap<String, u32>, size: usize) -> Result
     let mut put = |id: u32, token: String, kind: i32| {
         let place = found.get_mut(id as usize);
         let place = place.with_context(|| format!("`{}` is token {id}, and the model has {size}", shown(&token)))?;
-        ensure!(
-            kind != NORMAL || place.is_none(),
-            "`{}` is token {id}, and so is another one",
-            shown(&token)
-        );
+        ensure!(kind != NORMAL || place.is_none(), "`{}` is token {id}, and so is another one", shown(&token));
         *place = Some((token, kind));
         anyhow::Ok(())
     };
@@ -234,8 +238,8 @@ pub(super) fn content<'a>(config: &'a Json, name: &str) -> Option<&'a str> {
 fn special_ids(model: &Llama4, document: &Document, config: &Json) -> Vec<(&'static str, u32)> {
     let mut ids: Vec<(&'static str, u32)> = Vec::new();
     for (name, key) in SPECIAL {
-        let added = content(config, name)
-            .and_then(|text| document.added_tokens.iter().find(|token| token.content == text));
+        let added =
+            content(config, name).and_then(|text| document.added_tokens.iter().find(|token| token.content == text));
         ids.extend(added.map(|token| (key, token.id)));
     }
     let model_config = model.config.document();

@@ -32,8 +32,8 @@ use crate::output::{companions, origin};
 use crate::progress::Control;
 use crate::quant::scheme::Scheme;
 
-use importance::{Importance, Known};
 pub use importance::Fallback;
+use importance::{Importance, Known};
 pub use report::{DryRun, LayerReport, Report, TensorReport, TypeReport, WeightReport};
 use rules::TypeRule;
 
@@ -137,7 +137,8 @@ impl<'a> Job<'a> {
         }
         let about = about(options, &model)?;
         let mut keys = keys::keys(&model.config.text, pattern, options.file_type, &tensors, &about);
-        let request = tokenizer::Request { pre_tokenizer: options.pre_tokenizer.as_deref(), instruct: options.instruct };
+        let request =
+            tokenizer::Request { pre_tokenizer: options.pre_tokenizer.as_deref(), instruct: options.instruct };
         let no_tokenizer = match tokenizer::keys(&model, request) {
             Ok(own) => {
                 keys.extend(own);
