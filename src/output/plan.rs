@@ -92,6 +92,8 @@ pub struct Plan {
     pub files: Vec<OutFile>,
     /// Tasks, in the order of what they write.
     pub tasks: Vec<Task>,
+    /// Memory that making the plan has taken, beyond what every plan takes.
+    pub planning_bytes: u64,
 }
 
 impl Plan {
@@ -263,7 +265,7 @@ impl PlanBuilder {
                 (tensor.file / FILES_AT_ONCE, offset / INTERLEAVE_BYTES, tensor.file, offset)
             })
         });
-        Ok(Plan { tensors, files, tasks })
+        Ok(Plan { tensors, files, tasks, planning_bytes: 0 })
     }
 
     /// Consecutive modules that fit one file together.

@@ -21,6 +21,9 @@ use crate::output::plan::{OutFile, OutTensor, Plan, PlanBuilder, Region, Task, r
 use crate::output::work::Work;
 use crate::quant::Layout;
 
+/// Memory that reading a tokenizer and laying out its keys has taken, and that may not have been given back, for each byte of a head.
+const PLANNING: u64 = 12;
+
 /// How the output's files are cut and called.
 #[derive(Clone, Copy, Debug)]
 pub struct Files<'a> {
@@ -37,8 +40,14 @@ pub type Typed<'a> = (&'a GgufTensor, Dtype);
 ///
 /// # Errors
 /// More files than llama.cpp counts, or a size that does not fit 64 bits.
-pub fn plan(model: &Llama4, tensors: &[Typed<'_>], keys: &[Key], files: Files<'_>, overflow: Overflow) -> Result<Plan> {
-    let mut plan = Plan::default();
+pub fn plan(
+    model: &Llama4,
+    tensors: &[Typed<'_>],
+    keys: Vec<Key>,
+    files: Files<'_>,
+    overflow: Overflow,
+) -> Result<Plan> {
+    let (mut plan, mut keys) = (Plan::default(), keys);
     let mut builder = PlanBuilder::new(u64::MAX);
     let parts = parts(tensors, files.bytes_max);
     ensure!(
@@ -50,9 +59,10 @@ pub fn plan(model: &Llama4, tensors: &[Typed<'_>], keys: &[Key], files: Files<'_
             None => format!("{}.gguf", files.stem),
             Some(_) => format!("{}-{:05}-of-{:05}.gguf", files.stem, number + 1, parts.len()),
         };
-        let own = if number == 0 { keys } else { &[] };
+        // The first file has the model's keys.
+        let mut keys = std::mem::take(&mut keys);
         let split = files.bytes_max.map(|_| split_keys(number as u16, parts.len() as u16, tensors.len() as i32));
-        let keys: Vec<Key> = own.iter().cloned().chain(split.into_iter().flatten()).collect();
+        keys.extend(split.into_iter().flatten());
         let file = lay_out(&mut plan.tensors, number, name, &keys, &tensors[range.clone()])?;
         plan.files.push(file);
     }
@@ -66,6 +76,7 @@ pub fn plan(model: &Llama4, tensors: &[Typed<'_>], keys: &[Key], files: Files<'_
         }
     }
     plan.tasks = builder.into_tasks();
+    plan.planning_bytes = PLANNING * plan.files.iter().map(|file| file.header.len() as u64).sum::<u64>();
     Ok(plan)
 }
 

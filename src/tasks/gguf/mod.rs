@@ -16,7 +16,7 @@ use crate::checkpoint::gguf::{Content, Value};
 use crate::checkpoint::shown;
 use crate::dtype::Dtype;
 use crate::error::hint;
-use crate::llama4::{Coding, Llama4, ProblemKind, Role};
+use crate::llama4::{Coding, Dialect, Llama4, ProblemKind, Role};
 use crate::output::casting::Overflow;
 use crate::output::executor::{self, Notes, Run};
 use crate::output::gguf::keys::{self, About, Key};
@@ -115,6 +115,14 @@ impl<'a> Job<'a> {
     /// As [`Job::new`].
     pub fn of(options: &'a Options, mut model: Llama4, control: &Control<'_>) -> Result<Self> {
         model.require_weights()?;
+        match (model.dialect, options.instruct) {
+            (Dialect::Meta, _) => model.check_ranks()?,
+            (_, true) => bail!(hint(
+                "`--instruct` is for Meta's own files, which do not tell what kind of model they hold",
+                "leave it out: this checkpoint says what it is"
+            )),
+            (_, false) => {}
+        }
         if options.instruct {
             model.config = model.config.instructed()?;
         }
@@ -150,7 +158,7 @@ impl<'a> Job<'a> {
         let typed: Vec<Typed<'_>> = tensors.iter().zip(dtypes.iter().copied()).collect();
         let stem = stem(&options.out)?;
         let files = Files { stem: &stem, bytes_max: options.split_bytes_max };
-        let plan = plan::plan(&model, &typed, &keys, files, options.overflow)?;
+        let plan = plan::plan(&model, &typed, keys, files, options.overflow)?;
         let settings = settings(options, &plan, importance.as_ref());
         let here = model.checkpoint.require_here().is_ok();
         let companions = match options.form() {
