@@ -284,6 +284,11 @@ fn files_of_at_most_a_size_hold_together_what_one_holds() {
         assert!(part.name == whole.name && part.data == whole.data, "{}", whole.name);
     }
     assert!(folder.join("l4tool.manifest.json").exists() && folder.join("NOTICE").exists());
+    // Both hold up: checksums, values, every weight.
+    for (out, checksums) in [(&folder, paths.len() + 1), (&scratch.path("one.gguf"), 1)] {
+        let report = run(l4tool("verify --json").arg(out)).ok().json();
+        assert_eq!(report["checksums"], checksums, "{report}");
+    }
 }
 
 #[test]

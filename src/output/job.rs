@@ -17,7 +17,7 @@ use super::manifest::{FileRecord, MANIFEST_NAME, MANIFEST_SCHEMA, Manifest, Orig
 use super::partial::{self, Existing, Form, Partial};
 use super::plan::Plan;
 use super::work::BadWeight;
-use super::{gate, origin, preflight};
+use super::{gate, manifest, origin, preflight};
 use crate::llama4::Llama4;
 use crate::progress::Control;
 use crate::quant::Errors;
@@ -175,7 +175,7 @@ impl Job<'_> {
     /// What the manifest is called: beside one file it has that file's name too.
     pub fn manifest_name(&self) -> String {
         match (self.form, self.out.file_name()) {
-            (Form::File, Some(name)) => format!("{}.{MANIFEST_NAME}", name.to_string_lossy()),
+            (Form::File, Some(name)) => manifest::beside(&name.to_string_lossy()),
             _ => MANIFEST_NAME.to_owned(),
         }
     }
