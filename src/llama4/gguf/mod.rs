@@ -2,4 +2,11 @@
 //!
 //! Sources: `src/models/llama4.cpp`, `conversion/llama.py` and `gguf-py/gguf/tensor_mapping.py` of llama.cpp at 0c1e57098.
 
+pub(super) mod config;
+mod keys;
 pub mod names;
+mod rope;
+pub mod tokenizer;
+pub(super) mod view;
+
+pub(super) use keys::is_gguf;
