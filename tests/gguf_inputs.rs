@@ -192,7 +192,7 @@ fn converted_back_it_is_the_checkpoint_that_it_came_from() {
     let options = verify::Options { checkpoint: source, against: Some(out), tokens: 60, ..verify::Options::default() };
     let report = verify::run(&options, &control(&stop)).unwrap();
     assert!(report.problems.is_empty(), "{:?}", report.problems);
-    assert_eq!(serde_json::to_value(&report).unwrap()["logits"]["kl_mean"], 0.0);
+    assert!(report.logits.unwrap().kl_max < 1e-9, "{:?}", report.logits);
 }
 
 #[test]
@@ -267,7 +267,7 @@ fn damaged_heads_are_survived() {
         (state >> 33) as usize % below
     };
     let mut errors = 0;
-    for (name, rounds) in [("types.gguf", 300), ("small-00002-of-00003.gguf", 100), ("cut-mmproj.gguf", 60)] {
+    for (name, rounds) in [("types.gguf", 300), ("small-00001-of-00003.gguf", 100), ("cut-mmproj.gguf", 60)] {
         let mut good = fs::read(gguf(name)).unwrap();
         if name.starts_with("small") {
             // A part by itself, as a whole model: the key that counts parts gets another name.
@@ -291,7 +291,9 @@ fn damaged_heads_are_survived() {
             match Llama4::open(&path) {
                 Ok(model) => {
                     let _ = Tokenizer::of(&model.checkpoint);
-                    let _ = digests(&model).len();
+                    if model.require_decoded().is_ok() {
+                        let _ = digests(&model).len();
+                    }
                 }
                 Err(error) => {
                     let text = format!("{error:#}");

@@ -42,7 +42,7 @@ fn every_command_takes_a_file() {
     let report = run(l4tool("diff --json").arg(&blocks).arg(&out)).ok().json();
     assert_eq!(report["same"], true);
     let report = run(l4tool("verify --json --tokens 40 --against").arg(&blocks).arg(&out)).ok().json();
-    assert_eq!(report["logits"]["kl_mean"], 0.0);
+    assert!(report["logits"]["kl_max"].as_f64().unwrap() < 1e-9, "{report}");
 }
 
 #[test]
@@ -58,8 +58,6 @@ fn what_a_gguf_file_cannot_be_used_for_is_said() {
     run(l4tool("verify").arg(testdata("gguf/sample.gguf"))).refused(&["sample.gguf`, field `llama4.", "missing"]);
     let model = scratch.path("other.gguf");
     let mut bytes = fs::read(testdata("gguf/types.gguf")).unwrap();
-    let at = bytes.windows(6).rposition(|window| window == b"llama4").unwrap();
-    bytes[at..at + 6].copy_from_slice(b"gemma4");
     let first = bytes.windows(6).position(|window| window == b"llama4").unwrap();
     bytes[first..first + 6].copy_from_slice(b"gemma4");
     fs::write(&model, bytes).unwrap();
