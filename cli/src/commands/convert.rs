@@ -26,7 +26,7 @@ use crate::size::Size;
   l4tool convert scout-int4 -o scout-bf16 --to hf
   l4tool convert CHECKPOINT -o OUT --to hf --vision drop --dtype f16")]
 pub(crate) struct Arguments {
-    /// The checkpoint: a folder, a .safetensors file or a .pth file
+    /// The checkpoint: a folder, or a .safetensors, .gguf or .pth file
     checkpoint: PathBuf,
     /// The folder to make
     #[arg(short, long = "output", value_name = "OUT")]

@@ -31,7 +31,7 @@ use crate::size::Size;
   l4tool quantize Llama-4-Maverick-17B-128E-Instruct -o maverick-fp8 --fp8 --dry-run
   l4tool quantize CHECKPOINT -o OUT --int4 --group-size 64 --exclude '^layers\\.(0|47)\\.'")]
 pub(crate) struct Arguments {
-    /// The checkpoint: a folder, a .safetensors file, or, with --dry-run, hf://OWNER/NAME[@REVISION]
+    /// The checkpoint: a folder, a .safetensors or .gguf file, or, with --dry-run, hf://OWNER/NAME[@REVISION]
     checkpoint: PathBuf,
     /// The folder to make
     #[arg(short, long = "output", value_name = "OUT")]
