@@ -23,7 +23,7 @@ use serde_json::Value;
 const LIMITS: [&str; 4] = ["--threads", "2", "--memory", "1G"];
 
 /// Lines of the table: a name and, except for `cp`, the flags of `quantize`.
-const LINES: [(&str, &[&str]); 7] = [
+const LINES: [(&str, &[&str]); 10] = [
     ("cp", &[]),
     ("cp, synced", &[]),
     ("--int4 --method rtn", &["--int4", "--method", "rtn"]),
@@ -31,6 +31,9 @@ const LINES: [(&str, &[&str]); 7] = [
     ("--scheme w4a16-asym", &["--scheme", "w4a16-asym"]),
     ("--fp8", &["--fp8"]),
     ("--scheme fp8-block", &["--scheme", "fp8-block"]),
+    ("--scheme q8_0", &["--scheme", "q8_0"]),
+    ("--scheme q4_0", &["--scheme", "q4_0"]),
+    ("--scheme q4_k_m", &["--scheme", "q4_k_m"]),
 ];
 
 /// One run.
