@@ -10,7 +10,7 @@ use std::ops::Range;
 use anyhow::Result;
 use half::bf16;
 
-use super::evidence::{Evidence, Inputs};
+use super::evidence::{Evidence, Inputs, Rescale};
 use super::modules::Target;
 use super::work::{BadWeight, Quantized, STRIPE_BYTES, Slot, in_out_bytes, room};
 use crate::checkpoint::Edges;
@@ -162,8 +162,20 @@ impl<'a> Output<'a> {
         matches!(self.target.scheme, Scheme::Fp8Tensor { .. })
     }
 
-    /// Quantizes one piece of the matrix.
+    /// Quantizes one piece of the matrix, times its factors where it has some.
     fn quantize(&mut self, block: &Block<'_>, piece: &Piece) -> Result<(), NonFinite> {
+        let (first_out, first_in) = (self.outs.start + piece.outs.start, piece.inputs.start);
+        let values = match self.inputs.rescale {
+            None => return self.quantize_as_is(block, piece),
+            Some(Rescale::Inputs(factors)) => block.scaled(|_, input| factors[first_in + input]),
+            Some(Rescale::Outputs(divisors)) => block.scaled(|out, _| 1.0 / divisors[first_out + out]),
+        };
+        let (layout, shape) = (block.layout(), (block.outs(), block.ins()));
+        let stride = if layout == Layout::OutIn { shape.1 } else { shape.0 };
+        self.quantize_as_is(&Block::new(bytemuck::cast_slice(&values), Float::F32, layout, stride, shape), piece)
+    }
+
+    fn quantize_as_is(&mut self, block: &Block<'_>, piece: &Piece) -> Result<(), NonFinite> {
         let (outs, inputs) = (piece.outs.clone(), piece.inputs.clone());
         let sums = self.sums.rows(outs.start, outs.len());
         let input = self.input;
@@ -184,7 +196,7 @@ impl<'a> Output<'a> {
                     let mut weighted = vec![0.0; outs.len()];
                     return gptq::quantize_int4(block, factor, &params, out, sums, &mut weighted);
                 }
-                // Without second moments GPTQ is a search.
+                // Without second moments GPTQ is a search; AWQ is one after its factors.
                 let method = if self.target.method == Method::Rtn { Method::Rtn } else { Method::Search };
                 let params = Params { group_size, symmetric, method };
                 let importance = self.inputs.importance.as_ref().map(|importance| &importance[inputs]);
