@@ -229,10 +229,11 @@ impl Work {
                 let zero_points: u64 = parts.iter().map(|part| quantizing::zero_point_bytes(model, part)).sum();
                 let rows = quantizing::stripe_rows_min(parts);
                 let solving = parts.iter().map(|part| quantizing::solving_bytes(model, part)).max().unwrap_or(0);
+                let searching: u64 = parts.iter().map(|part| quantizing::searching_bytes(model, part)).sum();
                 let stripe = stripe(parts[0].weight, rows);
                 // The stripe's numbers times their factors are no more than twice its bytes.
                 let rescaled = if parts.iter().any(|part| part.target.method == Method::Awq) { stripe } else { 0 };
-                stripe + rescaled + sums + zero_points + solving
+                stripe + rescaled + sums + zero_points + solving + searching
             }
         }
     }

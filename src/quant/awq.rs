@@ -26,9 +26,7 @@ const STEPS: usize = 20;
 /// What the search found.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Factors {
-    /// How far factors follow the activations, 0 to 1; 0 with all factors 1 if nothing was better than no factors.
-    pub alpha: f32,
-    /// What to multiply each input's weights with; its activations are to be divided by it.
+    /// What to multiply each input's weights with; its activations are to be divided by it. All 1 if nothing was better.
     pub factors: Vec<f32>,
     /// The weighted squared error that they leave.
     pub error: f64,
@@ -78,7 +76,6 @@ pub fn search(
     }
     let rescale = f64::from(most);
     Ok(Factors {
-        alpha: best as f32 / STEPS as f32,
         factors: candidates.into_iter().nth(best).expect("one of the candidates"),
         error: errors[best] * rescale,
         error_plain: errors[0] * rescale,

@@ -25,7 +25,7 @@ mod target;
 mod tests;
 
 pub use block::{Block, Layout};
-pub use hessian::{BadSums, Hessian};
+pub use hessian::Hessian;
 pub use sums::{ErrorRows, ErrorSums, Errors};
 pub use target::Target;
 

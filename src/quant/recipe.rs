@@ -79,11 +79,10 @@ impl Recipe {
         if document.rules.is_empty() {
             return Err("it has no [[rule]]".into());
         }
-        let rules = document
-            .rules
-            .into_iter()
-            .enumerate()
-            .map(|(index, entry)| entry.rule(method, known).map_err(|error| format!("rule {}: {error}", index + 1)));
+        let rules =
+            document.rules.into_iter().enumerate().map(|(index, entry)| {
+                entry.rule(method, known).map_err(|error| format!("rule {}: {error}", index + 1))
+            });
         Ok(Self { rules: rules.collect::<Result<_, _>>()? })
     }
 

@@ -3,6 +3,8 @@
 //! `down`'s inputs are multiplied with them and `up`'s outputs divided, so that the network computes the same. It knows which
 //! weights belong together; the numbers are `quant::awq`'s.
 
+use std::collections::HashSet;
+
 use anyhow::Result;
 
 use crate::calibration::{Place, Site};
@@ -33,6 +35,25 @@ pub(super) fn roles(site: Site) -> Option<[Role; 3]> {
 pub(super) fn apply(up: Option<Target>, down: Option<Target>) -> bool {
     let asked = |target: Option<Target>| target.is_some_and(|target| target.method == Method::Awq);
     asked(up) && asked(down)
+}
+
+/// Says that there are weights with the method for which there are no factors.
+pub(super) fn warning(model: &Llama4, targets: &[Option<Target>]) -> Option<String> {
+    let asks = |target: &Option<Target>| target.is_some_and(|target| target.method == Method::Awq);
+    let asking = || model.weights.iter().zip(targets).filter(|(_, target)| asks(target)).map(|(weight, _)| weight);
+    let there: HashSet<_> = asking().map(|weight| (weight.role, weight.layer, weight.expert)).collect();
+    let alone = |weight: &&Weight| {
+        let network = [EXPERT, SHARED, DENSE].into_iter().find(|roles| roles.contains(&weight.role));
+        network.is_none_or(|[_, up, down]| {
+            [up, down].iter().any(|&role| !there.contains(&(role, weight.layer, weight.expert)))
+        })
+    };
+    let first = asking().find(alone)?;
+    Some(format!(
+        "{} weights with the method awq get no factors, such as `{}`: these lie between `up_proj` and `down_proj`, where both have the method; scales are searched",
+        asking().filter(alone).count(),
+        first.name
+    ))
 }
 
 /// `silu(gate x) * (up x)` for rows `x`, with the weights as the source has them.
@@ -70,5 +91,5 @@ pub(super) fn choose(
     let block = Block::new(bytemuck::cast_slice(&rows), Float::F32, Layout::OutIn, input, shape);
     let bad = |place: NonFinite| BadWeight::new(&down.name, NonFinite { out: sampled[place.out], ..place }.to_string());
     let found = awq::search(&block, magnitudes, squares, (group_size, symmetric)).map_err(bad)?;
-    Ok((found.alpha > 0.0).then_some(found.factors))
+    Ok((found.error < found.error_plain).then_some(found.factors))
 }

@@ -80,7 +80,8 @@ struct Inner {
 impl Inner {
     /// Adds `factor` times the sums of other rows.
     fn add(&mut self, other: &Self, factor: f64) {
-        let add = |sums: &mut [f64], more: &[f64]| sums.iter_mut().zip(more).for_each(|(sum, more)| *sum += factor * more);
+        let add =
+            |sums: &mut [f64], more: &[f64]| sums.iter_mut().zip(more).for_each(|(sum, more)| *sum += factor * more);
         add(&mut self.magnitudes, &other.magnitudes);
         add(&mut self.squares, &other.squares);
     }

@@ -25,7 +25,7 @@ use crate::output::evidence::{Evidence, Inputs, Rescale};
 use crate::output::executor::Run;
 use crate::output::modules::Target;
 use crate::output::written::Written;
-use crate::quant::gptq::{Factor, FactorOptions, Order};
+use crate::quant::gptq::Factor;
 
 /// Outputs that are read back at a time.
 const BLOCK_OUTS: usize = 1024;
@@ -132,7 +132,8 @@ impl<'r, 'a> Solver<'r, 'a> {
     }
 
     fn needs(&self, site: Site) -> Needs {
-        let needs = self.targets(site).into_iter().map(|(_, target)| Needs::of(target)).fold(Needs::NOTHING, Needs::and);
+        let needs =
+            self.targets(site).into_iter().map(|(_, target)| Needs::of(target)).fold(Needs::NOTHING, Needs::and);
         match self.folded(site).filter(|_| site.is_gate_up()) {
             Some(network) => needs.with_inner(self.model.weights[network.down].matrix().1),
             None => needs,
@@ -269,7 +270,7 @@ impl Known {
             return (Self { importance: None, ..known }, Basis::Unusable);
         }
         if let Some(hessian) = moments.into_hessian() {
-            match Factor::new(Threads::Pool, hessian, &FactorOptions { damping, order: Order::Activation }) {
+            match Factor::new(Threads::Pool, hessian, damping) {
                 Ok(factor) => known.factor = Some(factor),
                 // A layer whose activations overflow is still quantized, by its weights alone.
                 Err(_) => return (Self { importance: None, ..known }, Basis::Unusable),
