@@ -19,8 +19,8 @@ else
     trap 'rm -rf "$work"' EXIT
 fi
 
-cargo build --release --quiet -p l4tool
-cargo build --release --quiet -p l4 --example dump_weights
+cargo build --release --quiet --workspace
+cargo build --release --quiet --workspace --example dump_weights
 target=${CARGO_TARGET_DIR:-target}/release
 failed=()
 

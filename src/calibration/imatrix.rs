@@ -159,7 +159,7 @@ impl Imatrix {
     /// It is no GGUF file, or holds something else.
     pub fn open(path: &Path) -> Result<Self> {
         let file = Gguf::open(path)?;
-        if file.value(TYPE_KEY).and_then(Value::as_str) != Some("imatrix") {
+        if file.keys().text(TYPE_KEY) != Some("imatrix") {
             return Err(hint(
                 format!("`{}` is a GGUF file and no importance matrix", path.display()),
                 "`l4tool calibrate --imatrix FILE.gguf` and llama.cpp's `llama-imatrix` write one",

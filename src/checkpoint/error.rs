@@ -86,6 +86,14 @@ pub enum Kind {
     Elsewhere,
     /// A GGUF file that breaks a rule of its format.
     Malformed { what: String },
+    /// A folder with several GGUF models of a kind.
+    SeveralModels { what: &'static str, count: usize, first: String, second: String },
+    /// A folder whose GGUF files hold no text model.
+    NoTextModel,
+    /// Parts of a split GGUF model that are not there; `file` is the first of them.
+    PartMissing { count: u32, others: usize },
+    /// A part of a split GGUF model that does not belong to the others, or is called as another one.
+    WrongPart { what: String },
     /// A torch file that is no zip archive, or not one that torch writes.
     Archive { what: String },
     /// A pickle that is damaged, or holds more than tensors and plain containers; `at` is a byte of it.
@@ -131,7 +139,7 @@ impl FormatError {
                 "fetch `model.safetensors.index.json` from the same repository, or name one of the files"
             }
             Kind::NoWeights => {
-                "a checkpoint is a folder with `model.safetensors.index.json`, a folder with one `.safetensors` file, such a file, or a folder with Meta's `consolidated.*.pth`"
+                "a checkpoint is a folder with `model.safetensors.index.json`, a folder with one `.safetensors` file, such a file, a GGUF file, or a folder with Meta's `consolidated.*.pth`"
             }
             Kind::NotInShard | Kind::NotInIndex | Kind::WrongShard { .. } | Kind::InTwoFiles { .. } => {
                 "the index and the files are not from the same checkpoint; fetch both from the same revision"
@@ -142,6 +150,14 @@ impl FormatError {
                 return Some(format!("fetch it first: `l4tool download {name} -o FOLDER`"));
             }
             Kind::LeavesFolder { .. } => "copy the file into the folder in place of the link",
+            Kind::SeveralModels { .. } => "name the file of one text model, or move the others out of the folder",
+            Kind::NoTextModel => {
+                "a vision part (mmproj) or an importance matrix is no model: put the text model's file beside it"
+            }
+            Kind::PartMissing { .. } => "fetch the missing files from where the others came from",
+            Kind::WrongPart { .. } => {
+                "the parts are not from the same model, or were renamed; fetch all of them from the same revision"
+            }
             Kind::Archive { .. } => {
                 "the download did not finish, or the file is from before PyTorch 1.6: load it and save it again with torch"
             }
@@ -233,6 +249,14 @@ impl fmt::Display for Kind {
             Self::WrongShard { listed } => write!(f, "the index expects it in `{}`", shown(listed)),
             Self::Elsewhere => write!(f, "this needs the weights, and they lie on the hub"),
             Self::Malformed { what } => write!(f, "{what}"),
+            Self::SeveralModels { what, count, first, second } => {
+                let (first, second) = (shown(first), shown(second));
+                write!(f, "{count} {what} in GGUF in this folder, such as `{first}` and `{second}`")
+            }
+            Self::NoTextModel => write!(f, "no text model among the GGUF files of this folder"),
+            Self::PartMissing { count, others: 0 } => write!(f, "one of {count} parts, and missing"),
+            Self::PartMissing { count, others } => write!(f, "one of {count} parts, and missing (with {others} more)"),
+            Self::WrongPart { what } => write!(f, "{what}"),
             Self::Archive { what } => write!(f, "{}", shown(what)),
             Self::Pickle { what, at } => write!(f, "the pickle is damaged or unusual at byte {at}: {}", shown(what)),
             Self::ForbiddenGlobal { name } => {

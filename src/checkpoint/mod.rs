@@ -101,6 +101,8 @@ struct Part {
     file: SourceFile,
     map: Map,
     tensors: Vec<TensorInfo>,
+    /// Keys and values, of a GGUF file.
+    head: Option<gguf::Head>,
 }
 
 /// An open checkpoint: files, tensors, and the bytes of both.
@@ -109,6 +111,7 @@ pub struct Checkpoint {
     folder: PathBuf,
     files: Vec<SourceFile>,
     maps: Vec<Map>,
+    heads: Vec<Option<gguf::Head>>,
     tensors: Vec<TensorInfo>,
     config: Option<(&'static str, Vec<u8>)>,
     sides: Vec<SideFile>,
@@ -119,7 +122,7 @@ pub struct Checkpoint {
 
 impl Checkpoint {
     /// Opens a folder with an index, a folder with one safetensors file, a safetensors file, a folder with files of ranks
-    /// (`consolidated.00.pth` and so on), or a file that `torch.save` wrote.
+    /// (`consolidated.00.pth` and so on), a file that `torch.save` wrote, a GGUF file, or a folder with one model in GGUF.
     ///
     /// Without an index, a folder with several files is taken as the one named `model.safetensors`, as transformers does.
     /// Files of ranks hold tensors of the same names; where there is more than one, a tensor's name here begins with its
@@ -139,18 +142,26 @@ impl Checkpoint {
                 Self::open_indexed(path, &folder)
             } else if rank_files::is_one(&folder)? {
                 Self::open_rank_files(path, &folder)
-            } else if folder.safetensors_names()?.is_empty() {
-                Self::open_ranks(path, &folder)
-            } else {
+            } else if !folder.safetensors_names()?.is_empty() {
                 Self::open_single(path, &folder)
+            } else if let names = folder.names(gguf::is_name)?
+                && !names.is_empty()
+            {
+                let (parts, others) = gguf::open_folder(path, &folder, names)?;
+                let mut checkpoint = Self::assemble(path, None, parts)?;
+                checkpoint.unlisted = others;
+                Ok(checkpoint)
+            } else {
+                Self::open_ranks(path, &folder)
             }
         } else {
             // The user named this file, so a symbolic link may lead anywhere.
+            if gguf::is_gguf(path)? {
+                let parent = parent_of(path);
+                return Self::assemble(parent, None, gguf::open_file(path, &Folder::open(parent)?)?);
+            }
             let part = if ranks::is_torch(path)? { torch::open(path, path)? } else { safetensors::open(path, path)? };
-            let parent = match path.parent() {
-                Some(parent) if parent != Path::new("") => parent,
-                _ => Path::new("."),
-            };
+            let parent = parent_of(path);
             let config = Folder::open(parent)?.config(std::slice::from_ref(&part))?;
             Self::assemble(parent, config, vec![part])
         }
@@ -203,11 +214,12 @@ impl Checkpoint {
 
     /// One catalogue of all files' tensors; no name may be in two files.
     fn assemble(path: &Path, config: Option<Described>, parts: Vec<Part>) -> Result<Self, FormatError> {
-        let (mut files, mut maps, mut tensors) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut files, mut maps, mut heads, mut tensors) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for (file, part) in parts.into_iter().enumerate() {
             tensors.extend(part.tensors.into_iter().map(|tensor| TensorInfo { file, ..tensor }));
             files.push(part.file);
             maps.push(part.map);
+            heads.push(part.head);
         }
         // By file among equals, so that the message below does not depend on the sort.
         tensors.sort_unstable_by(|a, b| (&a.name, a.file).cmp(&(&b.name, b.file)));
@@ -220,7 +232,8 @@ impl Checkpoint {
             sides.push(side);
             (name, content)
         });
-        Ok(Self { folder: path.to_path_buf(), files, maps, tensors, config, sides, unlisted, elsewhere: None })
+        let folder = path.to_path_buf();
+        Ok(Self { folder, files, maps, heads, tensors, config, sides, unlisted, elsewhere: None })
     }
 
     /// The folder that the files lie in, as the user wrote it (`.` for a bare file name).
@@ -258,6 +271,12 @@ impl Checkpoint {
     /// stands in the file; `None` if there is none.
     pub fn config(&self) -> Option<(&'static str, &[u8])> {
         self.config.as_ref().map(|(name, content)| (*name, content.as_slice()))
+    }
+
+    /// The keys of one of the files; `None` if it is no GGUF file.
+    pub fn keys(&self, file: usize) -> Option<gguf::Keys<'_>> {
+        let head = self.heads[file].as_ref()?;
+        Some(gguf::Keys { head, bytes: self.maps[file].bytes() })
     }
 
     /// The names of all regular files in the folder, also behind links, sorted. Names that are not UTF-8 are left out.
@@ -309,6 +328,14 @@ impl Checkpoint {
         &map.bytes()[range.start as usize..range.end as usize]
     }
 
+    /// Bytes of a file, whatever they belong to.
+    ///
+    /// # Panics
+    /// If the range is not inside the file.
+    pub fn file_range(&self, file: usize, range: Range<u64>) -> &[u8] {
+        &self.maps[file].bytes()[range.start as usize..range.end as usize]
+    }
+
     /// Gives the memory of a range of a tensor back to the operating system; what is still needed of it comes back when touched.
     ///
     /// Call it for each stripe that is done with: resident memory is bounded by this and nothing else. `edges` says what happens to the
@@ -340,6 +367,14 @@ impl Checkpoint {
             tensor.bytes
         );
         (&self.maps[tensor.file], tensor.offset + range.start..tensor.offset + range.end)
+    }
+}
+
+/// The folder that a file is in, as the user wrote it.
+fn parent_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if parent != Path::new("") => parent,
+        _ => Path::new("."),
     }
 }
 

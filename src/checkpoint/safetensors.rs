@@ -63,6 +63,7 @@ pub(super) fn describe(
     Ok(Part {
         tensors: tensors.collect(),
         map: map()?,
+        head: None,
         file: SourceFile {
             name: path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default(),
             path: path.to_path_buf(),

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::Scope;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
@@ -18,11 +18,13 @@ use super::client::{Answer, Client, Fault, header};
 use super::denial::Denial;
 use super::digest::Hashed;
 use super::listing::{Digest, Listing, RemoteFile};
+use super::pace::Pace;
 use super::place::{Hold, Place};
 use super::record::BLOCK;
 use super::transfer::{Before, Transfer};
 use super::url::shown;
 use crate::error::{Interrupted, hint};
+use crate::files::Aligned;
 use crate::progress::{Control, Unit};
 
 /// Bytes of a file that wait for a sync at most while others follow.
@@ -91,6 +93,7 @@ pub fn fetch(
         changed: Condvar::new(),
         over: AtomicBool::new(false),
         received: AtomicU64::new(0),
+        pace: Pace::default(),
         result: Mutex::new(Ok(Fetched::default())),
         total: files.iter().map(|file| file.bytes).sum(),
     };
@@ -122,6 +125,8 @@ struct Run<'a> {
     /// An error has happened, or everything is done.
     over: AtomicBool,
     received: AtomicU64,
+    /// How long requests are.
+    pace: Pace,
     result: Mutex<Result<Fetched>>,
     total: u64,
 }
@@ -156,7 +161,7 @@ impl<'a> Run<'a> {
 
     /// What one connection does: take a range, fetch it, until nothing is left.
     fn work<'scope>(&'scope self, scope: &'scope Scope<'scope, '_>) -> Result<()> {
-        let mut block = vec![0; BLOCK as usize];
+        let mut block = Aligned::new(BLOCK as usize);
         let mut failures = 0;
         while let Some((transfer, mut range)) = self.next(scope)? {
             let outcome = self.fetch_range(&transfer, &mut range, &mut block, &mut failures);
@@ -190,7 +195,8 @@ impl<'a> Run<'a> {
             }
             // The last file is shared out more finely, so that no connection is left alone with the end of it.
             let share = if queue.waiting.is_empty() { 2 * connections } else { 1 };
-            let claimed = queue.open.iter().find_map(|open| Some((Arc::clone(open), open.claim(share)?)));
+            let claimed =
+                queue.open.iter().find_map(|open| Some((Arc::clone(open), open.claim(self.pace.blocks(), share)?)));
             if claimed.is_some() {
                 return Ok(claimed);
             }
@@ -230,14 +236,16 @@ impl<'a> Run<'a> {
         &self,
         transfer: &Transfer<'a>,
         range: &mut Range<usize>,
-        block: &mut Vec<u8>,
+        block: &mut Aligned,
         failures: &mut u32,
     ) -> Result<(), Fault> {
         let Job { client, listing, control, .. } = &self.job;
         let bytes = transfer.bytes(range);
         let known = source(transfer).clone();
         let url = known.unwrap_or_else(|| listing.url(client, transfer.remote));
+        let asked = Instant::now();
         let mut answer = client.get(&url, Some(&bytes))?;
+        let answered = Instant::now();
         check_etag(&answer, transfer.remote)?;
         match answer.status {
             206 => check_range(&answer, &bytes, transfer.remote)?,
@@ -257,6 +265,7 @@ impl<'a> Run<'a> {
             control.progress.advance(length as u64);
             control.progress.item(&transfer.remote.path, transfer.done(), transfer.remote.bytes);
         }
+        self.pace.learn(answered - asked, answered.elapsed(), bytes.end - bytes.start);
         // Reading the end is what makes the connection free for the next range.
         let _ = answer.body.read(&mut block[..1]);
         Ok(())

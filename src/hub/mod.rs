@@ -17,6 +17,7 @@ mod digest;
 mod fetch;
 mod headers;
 mod listing;
+mod pace;
 mod place;
 mod record;
 mod retry;

@@ -6,10 +6,9 @@
 //! are fetched again. So there is no second pass at the end.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File, OpenOptions};
+use std::fs;
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard};
@@ -22,9 +21,7 @@ use super::digest::{Hashed, Hasher};
 use super::listing::RemoteFile;
 use super::place::Place;
 use super::record::{BLOCK, Found, Record};
-
-/// Blocks of one request: enough that a round trip does not matter, few enough that the digest is not far behind.
-const RANGE_BLOCKS: usize = 16;
+use crate::files::{Aligned, Bounce, OutputFile};
 
 /// Blocks of one file that wait in memory for the digest at most.
 const HANDED_MAX: usize = 8;
@@ -46,7 +43,7 @@ enum Block {
 #[derive(Debug)]
 pub(super) struct Transfer<'a> {
     pub(super) remote: &'a RemoteFile,
-    part: File,
+    part: OutputFile,
     path: PathBuf,
     record: Record,
     state: Mutex<State>,
@@ -69,15 +66,15 @@ struct State {
     /// The block that the digest wants next.
     wanted: usize,
     /// Blocks that wait for the digest in memory.
-    handed: BTreeMap<usize, Vec<u8>>,
+    handed: BTreeMap<usize, Aligned>,
     /// Buffers that came back.
-    spare: Vec<Vec<u8>>,
+    spare: Vec<Aligned>,
 }
 
 /// How the digest gets at a block.
 enum Next {
     /// Here it is.
-    Content(Vec<u8>),
+    Content(Aligned),
     /// It is in the file, and has this XXH3.
     InFile(u64),
 }
@@ -97,13 +94,13 @@ impl<'a> Transfer<'a> {
         let path = place.part(remote);
         let context = || format!("opening `{}`", path.display());
         place.prepare(remote).with_context(context)?;
-        let options = || OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
-        let part = options().with_context(context)?;
         let (record, found) = Record::open(&place.record(remote), remote).with_context(context)?;
         // A record speaks of this part only if the part has room for what it speaks of.
-        let sized = part.metadata().with_context(context)?.len() == remote.bytes;
+        let sized = fs::metadata(&path).is_ok_and(|part| part.len() >= remote.bytes);
         let found = if sized || found == Found::Other { found } else { Found::Nothing };
-        reserve(&part, remote.bytes).with_context(|| format!("making room for `{}`", path.display()))?;
+        // A full disk shows now and not hours later.
+        let part = OutputFile::create(&path, remote.bytes);
+        let part = part.with_context(|| format!("making room for `{}`", path.display()))?;
         let mut blocks = vec![Block::Missing; usize::try_from(remote.bytes.div_ceil(BLOCK))?];
         if let Found::Blocks(found) = &found {
             for &(block, digest) in found {
@@ -119,8 +116,8 @@ impl<'a> Transfer<'a> {
         Ok((Self { remote, part, path, record, state, arrived, source, unsynced }, before))
     }
 
-    /// Hands out the first blocks that are missing, for one request; `share` connections are to get some of them.
-    pub(super) fn claim(&self, share: usize) -> Option<Range<usize>> {
+    /// Hands out the first blocks that are missing, at most `most` for one request; `share` connections are to get some of them.
+    pub(super) fn claim(&self, most: usize, share: usize) -> Option<Range<usize>> {
         let mut state = self.lock();
         let count = state.blocks.len();
         while state.first < count && state.blocks[state.first] != Block::Missing {
@@ -132,7 +129,7 @@ impl<'a> Transfer<'a> {
         }
         let most = match state.whole {
             true => count,
-            false => RANGE_BLOCKS.min((count - start).div_ceil(share.max(1))),
+            false => most.min((count - start).div_ceil(share.max(1))),
         };
         let missing = state.blocks[start..].iter().take(most).take_while(|block| **block == Block::Missing).count();
         state.blocks[start..start + missing].fill(Block::Taken);
@@ -167,17 +164,18 @@ impl<'a> Transfer<'a> {
 
     /// Writes a block that has arrived, records it, and lets the digest go on. `content` has [`BLOCK`] bytes, of which those of the block
     /// count; it may be another buffer afterwards.
-    pub(super) fn put(&self, block: usize, content: &mut Vec<u8>) -> Result<()> {
+    pub(super) fn put(&self, block: usize, content: &mut Aligned) -> Result<()> {
         let context = || format!("writing `{}`", self.path.display());
         let bytes = &content[..self.length(block)];
-        self.part.write_all_at(bytes, block as u64 * BLOCK).with_context(context)?;
+        let written = self.part.write_all_at(bytes, block as u64 * BLOCK, &mut Bounce::default());
+        written.with_context(context)?;
         let digest = self.record.append(block, bytes).with_context(context)?;
         self.unsynced.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         let mut state = self.lock();
         state.bytes += bytes.len() as u64;
         state.blocks[block] = Block::Here(digest);
         if state.handed.len() < HANDED_MAX && block < state.wanted + HANDED_MAX {
-            let spare = state.spare.pop().unwrap_or_else(|| vec![0; BLOCK as usize]);
+            let spare = state.spare.pop().unwrap_or_else(|| Aligned::new(BLOCK as usize));
             state.handed.insert(block, std::mem::replace(content, spare));
         }
         self.arrived.notify_all();
@@ -202,7 +200,7 @@ impl<'a> Transfer<'a> {
     /// not what was recorded.
     pub(super) fn follow(&self, over: impl Fn() -> bool, lost: impl Fn(u64)) -> Result<Option<Hashed>> {
         let mut hasher = Hasher::new(self.remote);
-        let mut buffer = Vec::new();
+        let (mut buffer, mut bounce) = (Vec::new(), Bounce::default());
         let count = self.lock().blocks.len();
         let mut block = 0;
         while block < count {
@@ -215,8 +213,10 @@ impl<'a> Transfer<'a> {
                     block += 1;
                 }
                 Some(Next::InFile(digest)) => {
-                    buffer.resize(length, 0);
-                    let read = self.part.read_exact_at(&mut buffer, block as u64 * BLOCK);
+                    let start = block as u64 * BLOCK;
+                    buffer.clear();
+                    let see = |piece: &[u8]| buffer.extend_from_slice(piece);
+                    let read = self.part.read(start, start + length as u64, &mut bounce, see);
                     read.with_context(|| format!("reading `{}`", self.path.display()))?;
                     if xxh3_64(&buffer) == digest {
                         hasher.update(&buffer);
@@ -269,7 +269,7 @@ impl<'a> Transfer<'a> {
     /// Makes the file appear under its name. Everything in it has been hashed and found right.
     pub(super) fn publish(&self, place: &Place) -> Result<()> {
         let context = || format!("publishing `{}`", place.content(self.remote).display());
-        self.part.sync_all().and_then(|()| place.publish(self.remote)).with_context(context)
+        self.part.sync().and_then(|()| place.publish(self.remote)).with_context(context)
     }
 
     /// Sets a file aside that is not what it should be; says where it lies.
@@ -289,23 +289,11 @@ fn length(remote: &RemoteFile, block: usize) -> u64 {
     BLOCK.min(remote.bytes - block as u64 * BLOCK)
 }
 
-/// Gives the file its full size, and the disk's word for it: a full disk shows now and not hours later.
-fn reserve(part: &File, bytes: u64) -> io::Result<()> {
-    if part.metadata()?.len() > bytes {
-        part.set_len(0)?;
-    }
-    if bytes == 0 {
-        return Ok(());
-    }
-    match rustix::fs::fallocate(part, rustix::fs::FallocateFlags::empty(), 0, bytes) {
-        // Some file systems cannot promise room.
-        Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => part.set_len(bytes),
-        other => Ok(other?),
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs::OpenOptions;
+    use std::os::unix::fs::FileExt;
+
     use super::*;
     use crate::files::hex;
     use crate::hub::listing::Digest;
@@ -317,10 +305,11 @@ mod tests {
     }
 
     /// A block of `content` in a buffer as connections have it.
-    fn block(content: &[u8], block: usize) -> Vec<u8> {
+    fn block(content: &[u8], block: usize) -> Aligned {
         let start = block * BLOCK as usize;
-        let mut buffer = content[start..(start + BLOCK as usize).min(content.len())].to_vec();
-        buffer.resize(BLOCK as usize, 0);
+        let bytes = &content[start..(start + BLOCK as usize).min(content.len())];
+        let mut buffer = Aligned::new(BLOCK as usize);
+        buffer[..bytes.len()].copy_from_slice(bytes);
         buffer
     }
 
@@ -329,18 +318,18 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let remote = RemoteFile { bytes: 40 * BLOCK + 1, ..remote(b"") };
         let (transfer, _) = Transfer::open(&remote, &Place::Folder(folder.path().into())).unwrap();
-        assert_eq!(transfer.claim(1), Some(0..16));
-        assert_eq!(transfer.claim(5), Some(16..21));
+        assert_eq!(transfer.claim(16, 1), Some(0..16));
+        assert_eq!(transfer.claim(16, 5), Some(16..21));
         transfer.give_back(0..16);
-        assert_eq!(transfer.claim(1), Some(0..16));
-        assert_eq!(transfer.claim(1), Some(21..37));
-        assert_eq!(transfer.claim(1), Some(37..41));
-        assert_eq!((transfer.claim(1), transfer.length(40)), (None, 1));
+        assert_eq!(transfer.claim(16, 1), Some(0..16));
+        assert_eq!(transfer.claim(16, 1), Some(21..37));
+        assert_eq!(transfer.claim(16, 1), Some(37..41));
+        assert_eq!((transfer.claim(16, 1), transfer.length(40)), (None, 1));
         transfer.only_whole();
         transfer.give_back(5..6);
-        assert_eq!(transfer.claim(8), None, "others are still on their way");
+        assert_eq!(transfer.claim(16, 8), None, "others are still on their way");
         transfer.give_back(0..41);
-        assert_eq!(transfer.claim(8), Some(0..41));
+        assert_eq!(transfer.claim(16, 8), Some(0..41));
     }
 
     #[test]
@@ -359,14 +348,14 @@ mod tests {
         OpenOptions::new().write(true).open(place.part(&remote)).unwrap().write_all_at(&[0xff; 99], BLOCK + 7).unwrap();
         let (transfer, before) = Transfer::open(&remote, &place).unwrap();
         assert_eq!(before, Before::Bytes(BLOCK + 5));
-        assert_eq!(transfer.claim(1), Some(0..1));
+        assert_eq!(transfer.claim(16, 1), Some(0..1));
         transfer.put(0, &mut block(&content, 0)).unwrap();
-        assert_eq!(transfer.claim(1), Some(2..3));
+        assert_eq!(transfer.claim(16, 1), Some(2..3));
         transfer.put(2, &mut block(&content, 2)).unwrap();
         let lost = AtomicU64::new(0);
         let hashed = std::thread::scope(|scope| {
             let following = scope.spawn(|| transfer.follow(|| false, |bytes| lost.store(bytes, Ordering::Relaxed)));
-            while transfer.claim(1) != Some(1..2) {
+            while transfer.claim(16, 1) != Some(1..2) {
                 std::thread::yield_now();
             }
             transfer.put(1, &mut block(&content, 1)).unwrap();

@@ -5,9 +5,10 @@ use std::ops::Range;
 use super::pieces::Elements;
 use super::view::{Coding, Llama4, TensorId, Weight};
 use crate::checkpoint::Edges;
+use crate::dtype::Dtype;
 use crate::kernels::Float;
 use crate::quant::scheme::Scheme;
-use crate::quant::{Target, fp8, int4};
+use crate::quant::{Target, fp8, ggml, int4};
 
 impl Llama4 {
     /// Dequantizes output rows `outs` of a quantized matrix into `rows`, `[outs, in]`: the values that compressed-tensors
@@ -66,6 +67,16 @@ impl Llama4 {
                 };
                 fp8::dequantize(&coded, rows);
             }
+            Coding::Blocks { tensor, dtype, offset } => {
+                let range = block_rows(dtype, offset, ins, &outs);
+                let blocks = self.checkpoint.range(tensor, range);
+                let row_bytes = blocks.len() / outs.len().max(1);
+                let mut numbers = vec![0.0; ins];
+                for (blocks, row) in blocks.chunks_exact(row_bytes.max(1)).zip(rows.chunks_exact_mut(ins)) {
+                    ggml::decode(dtype, blocks, &mut numbers);
+                    row.iter_mut().zip(&numbers).for_each(|(value, &number)| *value = T::from_f32(number));
+                }
+            }
         }
     }
 
@@ -101,6 +112,9 @@ impl Llama4 {
                 rows(codes);
                 whole(scale);
             }
+            Coding::Blocks { tensor, dtype, offset } => {
+                self.checkpoint.release(tensor, block_rows(dtype, offset, ins, &outs), Edges::Drop);
+            }
         }
     }
 
@@ -113,7 +127,7 @@ impl Llama4 {
                 Elements::Fp8 => None,
             },
             Coding::Split { float, .. } => float,
-            Coding::Int4 { .. } | Coding::Fp8 { .. } => None,
+            Coding::Int4 { .. } | Coding::Fp8 { .. } | Coding::Blocks { .. } => None,
         }
     }
 
@@ -161,4 +175,10 @@ impl Llama4 {
     fn float(&self, id: TensorId) -> Float {
         Float::of(self.checkpoint.tensors()[id].dtype).expect("the view accepts scales in floats only")
     }
+}
+
+/// Where rows `outs` of `ins` numbers in blocks lie in their tensor, whose first block is at `offset`.
+fn block_rows(dtype: Dtype, offset: u64, ins: usize, outs: &Range<usize>) -> Range<u64> {
+    let row = ins as u64 / dtype.block_len() * dtype.block_bits() / 8;
+    offset + outs.start as u64 * row..offset + outs.end as u64 * row
 }

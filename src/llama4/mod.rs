@@ -6,6 +6,7 @@ pub mod config;
 mod decode;
 mod expected;
 mod find;
+pub mod gguf;
 mod joined;
 pub mod memory;
 mod meta;

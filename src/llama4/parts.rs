@@ -11,6 +11,7 @@ impl Coding {
             Self::Plain(plane) => [Some(plane.tensor), None, None, None],
             Self::Int4 { packed, scale, zero_point, shape, .. } => [Some(packed), Some(scale), zero_point, Some(shape)],
             Self::Fp8 { weight, scale, input_scale, .. } => [Some(weight), Some(scale), input_scale, None],
+            Self::Blocks { tensor, .. } => [Some(tensor), None, None, None],
             Self::Pieces(_) | Self::Split { .. } => [None; 4],
         };
         parts.into_iter().flatten()
@@ -50,6 +51,8 @@ impl Llama4 {
         match weight.coding {
             Coding::Plain(plane) => weight.numel() * plane.float.bytes() as u64,
             Coding::Split { float: Some(float), .. } => weight.numel() * float.bytes() as u64,
+            // Rows are whole blocks.
+            Coding::Blocks { dtype, .. } => weight.numel() / dtype.block_len() * dtype.block_bits() / 8,
             Coding::Pieces(pieces) => {
                 let pieces = &self.pieces[pieces].pieces;
                 let share = weight.numel() / pieces.len() as u64;

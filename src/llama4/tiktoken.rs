@@ -224,11 +224,11 @@ pub fn special_tokens_map(instruct: bool) -> Value {
     json!({"bos_token": config["bos_token"], "eos_token": config["eos_token"], "pad_token": config["pad_token"]})
 }
 
-fn byte_level(trim_offsets: bool) -> Value {
+pub(super) fn byte_level(trim_offsets: bool) -> Value {
     json!({"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": trim_offsets, "use_regex": true})
 }
 
-fn pre_tokenizer() -> Value {
+pub(super) fn pre_tokenizer() -> Value {
     let bytes = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false});
     let split = json!({"type": "Split", "pattern": {"Regex": PATTERN}, "behavior": "Isolated", "invert": false});
     json!({"type": "Sequence", "pretokenizers": [split, bytes]})

@@ -1,7 +1,8 @@
-//! Text to tokens, by the checkpoint's own `tokenizer.json`.
+//! Text to tokens, by the checkpoint's own `tokenizer.json`, or by the keys of a GGUF file.
 
 use anyhow::{Result, anyhow};
 
+use super::gguf::tokenizer::Vocabulary;
 use crate::checkpoint::Checkpoint;
 use crate::error::hint;
 
@@ -20,6 +21,12 @@ impl Tokenizer {
     /// # Errors
     /// The file is missing, or is none; names it.
     pub fn of(checkpoint: &Checkpoint) -> Result<Self> {
+        if let Some(vocabulary) = Vocabulary::of(checkpoint)? {
+            let path = checkpoint.folder().display();
+            let tokenizer = tokenizers::Tokenizer::from_bytes(vocabulary.tokenizer_json()?)
+                .map_err(|error| anyhow!("the keys of `{path}` hold no tokenizer: {error}"))?;
+            return Ok(Self(tokenizer));
+        }
         let path = checkpoint.folder().join(TOKENIZER_NAME);
         let Some(content) = checkpoint.side_file(TOKENIZER_NAME, TOKENIZER_BYTES_MAX)? else {
             return Err(hint(

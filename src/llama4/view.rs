@@ -16,10 +16,11 @@ use super::names::{Part, Prefixes, Role, logical_name};
 use super::pieces::Pieces;
 use super::ranks;
 use super::shards::Cut;
-use crate::checkpoint::{Checkpoint, Remote, TensorInfo};
+use crate::checkpoint::{Checkpoint, Remote, TensorInfo, shown};
+use crate::dtype::Dtype;
 use crate::kernels::Float;
-use crate::quant::Layout;
 use crate::quant::scheme::Scheme;
+use crate::quant::{Layout, ggml};
 
 /// Index of a tensor in [`Checkpoint::tensors`].
 pub type TensorId = usize;
@@ -68,6 +69,15 @@ pub enum Coding {
         /// Channel, block or tensor.
         scheme: Scheme,
     },
+    /// Blocks of ggml, row after row: codes with their scales inside.
+    Blocks {
+        /// Tensor that holds them.
+        tensor: TensorId,
+        /// Their format, along the inputs.
+        dtype: Dtype,
+        /// Bytes from the tensor's start to the first block.
+        offset: u64,
+    },
     /// In pieces that no engine reads as they are: an index into [`Llama4::pieces`].
     Pieces(usize),
     /// In equal parts, one for each rank of tensor parallelism, each coded as a matrix of its own.
@@ -94,6 +104,7 @@ impl Coding {
                 Some(Scheme::W4A16 { group_size, symmetric: zero_point.is_none() })
             }
             Self::Fp8 { scheme, .. } => Some(scheme),
+            Self::Blocks { dtype, .. } => Some(Scheme::Blocks(dtype)),
             Self::Split { scheme, .. } => scheme,
         }
     }
@@ -152,6 +163,8 @@ pub enum ProblemKind {
     Unexpected,
     /// Shape, dtype or parts do not fit what the config promises.
     Mismatch,
+    /// A name by which an engine takes the tensor for another one; it is read here for what it is.
+    Misnamed,
 }
 
 /// Whose names and layouts a checkpoint has.
@@ -161,6 +174,8 @@ pub enum Dialect {
     HuggingFace,
     /// Meta's own, in files of ranks.
     Meta,
+    /// llama.cpp's, in GGUF files.
+    Gguf,
 }
 
 /// A checkpoint and what its tensors mean.
@@ -195,6 +210,7 @@ impl Llama4 {
         let checkpoint = Checkpoint::open(path)?;
         let config = Config::of(&checkpoint).with_context(|| format!("opening `{}`", path.display()))?;
         Ok(match checkpoint.config() {
+            _ if super::gguf::is_gguf(&checkpoint) => super::gguf::view::assign(checkpoint, config),
             Some(("params.json", _)) => super::meta::assign(checkpoint, config),
             _ if ranks::is_sharded(&checkpoint) => ranks::assign(checkpoint, config)?,
             _ => Self::assign(checkpoint, config),
@@ -256,6 +272,7 @@ impl Llama4 {
     /// Says what it is and how to convert it.
     pub fn require_converted(&self) -> Result<()> {
         let what = match (self.dialect, self.pieces.is_empty()) {
+            (Dialect::Gguf, _) => return Ok(()),
             (Dialect::Meta, _) => "holds weights in Meta's own layout",
             (_, false) => "holds fused experts in FP8",
             (_, true) => return Ok(()),
@@ -293,12 +310,47 @@ impl Llama4 {
     /// # Errors
     /// As [`Llama4::require_complete`].
     pub fn require_weights(&self) -> Result<()> {
-        let bad: Vec<_> = self.problems.iter().filter(|problem| problem.kind != ProblemKind::Unexpected).collect();
-        let Some(first) = bad.first() else { return Ok(()) };
+        let prevents = |problem: &&Problem| matches!(problem.kind, ProblemKind::Missing | ProblemKind::Mismatch);
+        let bad: Vec<_> = self.problems.iter().filter(prevents).collect();
+        let Some(first) = bad.first() else { return self.require_decoded() };
         let more = if bad.len() > 1 { format!(" (and {} more)", bad.len() - 1) } else { String::new() };
         Err(crate::error::hint(
             format!("`{}`: `{}` {}{more}", self.checkpoint.folder().display(), first.name, first.message),
             "`l4tool inspect` lists everything that is missing or does not fit",
+        ))
+    }
+
+    /// Refuses a checkpoint with weights in a format whose numbers cannot be read.
+    ///
+    /// # Errors
+    /// Names the first.
+    pub fn require_decoded(&self) -> Result<()> {
+        let unknown = |weight: &&Weight| matches!(weight.coding, Coding::Blocks { dtype, .. } if !ggml::decodes(dtype));
+        let Some(weight) = self.weights.iter().find(unknown) else { return Ok(()) };
+        let tensor = self.coding_tensor_name(weight);
+        Err(crate::error::hint(
+            format!("`{tensor}` is {}, a format of ggml that is listed and not decoded", self.label(weight)),
+            "`l4tool inspect` shows what is in it; use a file in one of the formats from Q2_K to Q8_0, IQ4 or MXFP4",
+        ))
+    }
+
+    /// The name of the first tensor that a weight is stored in.
+    fn coding_tensor_name(&self, weight: &Weight) -> String {
+        let tensor = weight.coding.tensors().next().map(|id| shown(&self.checkpoint.tensors()[id].name));
+        tensor.unwrap_or_else(|| weight.name.clone())
+    }
+
+    /// Refuses a checkpoint in GGUF, for commands that move tensors of Hugging Face's layouts.
+    ///
+    /// # Errors
+    /// Says how to convert it.
+    pub fn require_safetensors(&self) -> Result<()> {
+        if self.dialect != Dialect::Gguf {
+            return Ok(());
+        }
+        Err(crate::error::hint(
+            format!("`{}` is in GGUF, which this command does not read", self.checkpoint.folder().display()),
+            "make an ordinary checkpoint of it first: `l4tool convert CHECKPOINT -o OUT --to hf`",
         ))
     }
 

@@ -12,7 +12,7 @@ use crate::checkpoint::Edges;
 use crate::kernels::Float;
 use crate::kernels::gemm::{self, View, ViewMut, matmul};
 use crate::llama4::{Coding, Llama4, Plane, Weight};
-use crate::quant::Layout;
+use crate::quant::{Layout, Target};
 
 /// Bytes of a linear layer that are dequantized, or resident, at a time.
 const BLOCK_BYTES: usize = 32 << 20;
@@ -87,15 +87,15 @@ fn apply_block(model: &Llama4, weight: &Weight, outs: &Range<usize>, x: View<'_,
             model.checkpoint.release(plane.tensor, range, Edges::Drop);
         }
         Coding::Pieces(_) => unreachable!("`require_complete` refuses weights in pieces"),
-        Coding::Split { float: Some(Float::F32 | Float::F16), .. } => {
+        // Values that BF16 does not hold.
+        Coding::Split { float: Some(Float::F32 | Float::F16), .. } | Coding::Blocks { .. } => {
+            let numbers = dequantized(model, weight, outs, 0.0_f32);
             let input = weight.matrix().1;
-            let mut numbers = vec![0.0_f32; outs.len() * input];
-            model.dequantize(weight, outs.clone(), &mut numbers);
             matmul(x, View::dense(&numbers, outs.len(), input), Layout::OutIn, y);
             model.release_rows(weight, outs.clone());
         }
         Coding::Int4 { .. } | Coding::Fp8 { .. } | Coding::Split { .. } => {
-            let numbers = dequantized(model, weight, outs);
+            let numbers = dequantized(model, weight, outs, bf16::ZERO);
             let input = weight.matrix().1;
             matmul(x, View::dense(&numbers, outs.len(), input), Layout::OutIn, y);
             model.release_rows(weight, outs.clone());
@@ -122,9 +122,9 @@ fn aligned<T: AnyBitPattern>(bytes: &[u8]) -> Cow<'_, [T]> {
     }
 }
 
-fn dequantized(model: &Llama4, weight: &Weight, outs: &Range<usize>) -> Vec<bf16> {
+fn dequantized<T: Target + Send>(model: &Llama4, weight: &Weight, outs: &Range<usize>, zero: T) -> Vec<T> {
     let input = weight.matrix().1;
-    let mut numbers = vec![bf16::ZERO; outs.len() * input];
+    let mut numbers = vec![zero; outs.len() * input];
     numbers.par_chunks_mut(ROWS_TOGETHER * input).enumerate().for_each(|(index, rows)| {
         let first = outs.start + index * ROWS_TOGETHER;
         model.dequantize(weight, first..first + rows.len() / input, rows);

@@ -141,7 +141,7 @@ fn stored_bytes(model: &Llama4, weight: &Weight) -> u64 {
             let share = weight.numel() / pieces.len() as u64;
             pieces.iter().map(|piece| share * piece.elements.bytes() as u64).sum()
         }
-        Coding::Split { .. } => model.stored_bytes(weight),
+        Coding::Split { .. } | Coding::Blocks { .. } => model.stored_bytes(weight),
     }
 }
 
@@ -174,7 +174,9 @@ impl Walk<'_> {
                 self.pieces(&Pieces { axis: Axis::Outs, pieces: vec![piece] })
             }
             Coding::Pieces(id) => self.pieces(&self.model.pieces[id]),
-            Coding::Int4 { .. } | Coding::Fp8 { .. } | Coding::Split { .. } => self.dequantized(),
+            Coding::Int4 { .. } | Coding::Fp8 { .. } | Coding::Split { .. } | Coding::Blocks { .. } => {
+                self.dequantized()
+            }
         }
     }
 

@@ -6,6 +6,10 @@ use serde_json::{Map, Value, json};
 use super::manifest::{Origin, VERSION};
 use super::plan::Plan;
 use crate::checkpoint::{Checkpoint, INDEX_NAME};
+use crate::llama4::config::Model;
+use crate::llama4::gguf::tokenizer::Vocabulary;
+use crate::llama4::tokenizer::TOKENIZER_NAME;
+use crate::llama4::{Dialect, Llama4};
 
 /// A small file to be written.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,9 +51,51 @@ pub fn pretty(name: &str, document: &Value) -> Companion {
 /// # Errors
 /// A file cannot be read, lies elsewhere, or all together are larger than side files ever are.
 pub fn copied(checkpoint: &Checkpoint) -> Result<Vec<Companion>> {
+    collected(checkpoint, belongs)
+}
+
+/// What belongs beside the weights of `model`'s `output`: what lies beside the source's, or what its keys hold of it if it is in
+/// GGUF. Adds to `notes` what is missing.
+///
+/// # Errors
+/// As [`copied`]; keys that hold a damaged tokenizer.
+pub fn of_source(model: &Llama4, output: Model, notes: &mut Vec<String>) -> Result<Vec<Companion>> {
+    if model.dialect != Dialect::Gguf {
+        return copied(&model.checkpoint);
+    }
+    // Who keeps a GGUF file in a folder of downloads has other models' files there.
+    let mut files = legal(&model.checkpoint)?;
+    match Vocabulary::of(&model.checkpoint) {
+        Ok(Some(vocabulary)) => {
+            files.push(Companion { name: TOKENIZER_NAME.into(), contents: vocabulary.tokenizer_json()? });
+            let context = model.config.text.max_position_embeddings;
+            files.push(pretty("tokenizer_config.json", &vocabulary.tokenizer_config(context)?));
+            if let Some(template) = vocabulary.chat_template()? {
+                files.push(Companion { name: "chat_template.jinja".into(), contents: template.into() });
+            }
+        }
+        Ok(None) => {}
+        Err(error) => notes.push(format!("the output has no tokenizer: {error}")),
+    }
+    if let (Model::Multimodal, Some(preprocessor)) = (output, model.config.preprocessor_config()) {
+        files.push(pretty("preprocessor_config.json", &preprocessor));
+    }
+    notes.push("a GGUF file does not hold `generation_config.json`: copy it from the original model".into());
+    Ok(files)
+}
+
+/// [`copied`] without what is not licence, policy or notice.
+///
+/// # Errors
+/// As [`copied`].
+fn legal(checkpoint: &Checkpoint) -> Result<Vec<Companion>> {
+    collected(checkpoint, is_legal)
+}
+
+fn collected(checkpoint: &Checkpoint, wanted: impl Fn(&str) -> bool) -> Result<Vec<Companion>> {
     let mut files = Vec::new();
     let mut left = COPIED_BYTES_MAX;
-    for name in checkpoint.side_names()?.into_iter().filter(|name| belongs(name)) {
+    for name in checkpoint.side_names()?.into_iter().filter(|name| wanted(name)) {
         let Some(contents) = checkpoint.side_file(&name, left)? else { continue };
         left -= contents.len() as u64;
         files.push(Companion { name, contents });
@@ -68,9 +114,13 @@ fn belongs(name: &str) -> bool {
     if lower.starts_with('.') || made_here.contains(&lower.as_str()) || lower.ends_with(".index.json") {
         return false;
     }
-    let legal = ["license", "licence", "use_policy", "acceptable_use"].iter().any(|start| lower.starts_with(start));
     let endings = [".json", ".jinja", ".model", ".txt", ".tiktoken"];
-    legal || endings.iter().any(|ending| lower.ends_with(ending))
+    is_legal(name) || endings.iter().any(|ending| lower.ends_with(ending))
+}
+
+fn is_legal(name: &str) -> bool {
+    let lower = name.to_ascii_lowercase();
+    ["license", "licence", "use_policy", "acceptable_use"].iter().any(|start| lower.starts_with(start))
 }
 
 /// The line that Llama 4's licence (section 1.b.iii of its text) wants in a `Notice` file of every copy.

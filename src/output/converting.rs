@@ -76,7 +76,7 @@ pub fn plan_conversion(builder: &mut PlanBuilder, model: &Llama4, form: &Form) -
 fn plan_linear(builder: &mut PlanBuilder, model: &Llama4, form: &Form, index: usize) -> Result<()> {
     let weight = &model.weights[index];
     let float = form.float_of(model, weight);
-    let name = physical(form.model, weight);
+    let name = physical(form.model, &weight.name);
     builder.begin_module();
     if let Coding::Plain(plane) = weight.coding {
         let info = &model.checkpoint.tensors()[plane.tensor];
@@ -147,11 +147,11 @@ fn add(builder: &mut PlanBuilder, model: &Llama4, part: Assembled, region: Regio
     builder.task(Task { work, writes: vec![region], source_bytes, memory });
 }
 
-/// A weight's name in a Hugging Face checkpoint of plain floats.
-fn physical(output: Model, weight: &Weight) -> String {
-    let module = Prefixes::of(output).physical(&weight.name);
+/// The name of a weight with this logical name in a Hugging Face checkpoint of plain floats.
+pub(super) fn physical(output: Model, name: &str) -> String {
+    let module = Prefixes::of(output).physical(name);
     let bare = ["vision_model.class_embedding", "vision_model.positional_embedding_vlm"];
-    if weight.name.ends_with(".bias") || bare.contains(&weight.name.as_str()) {
+    if name.ends_with(".bias") || bare.contains(&name) {
         return module;
     }
     format!("{module}.weight")

@@ -20,7 +20,6 @@ use xxhash_rust::xxh3::Xxh3;
 
 use super::companions::Companion;
 use super::evidence::{Evidence, Nothing};
-use super::file::{Bounce, OutputFile};
 use super::hash::FileHash;
 use super::header;
 use super::journal::Finished;
@@ -29,6 +28,7 @@ use super::plan::{NOTE_BYTES_MAX, OutFile, Plan, Region, Task};
 use super::preflight;
 use super::work::{BadWeight, Buffers};
 use crate::error::Hint;
+use crate::files::{Bounce, OutputFile};
 use crate::llama4::Llama4;
 use crate::parallel::{self, Permits};
 use crate::progress::{Control, Unit};
@@ -99,6 +99,8 @@ pub struct Run<'a> {
     totals: Vec<OnceLock<Vec<Errors>>>,
     /// Tasks that an earlier run had finished.
     kept: usize,
+    /// One for each thread that may compute.
+    permits: Permits,
     control: &'a Control<'a>,
 }
 
@@ -117,9 +119,9 @@ impl<'a> Target<'a> {
     }
 
     /// Hashes what was written, as far as the file is complete up to there.
-    fn hash(&self, offset: u64, bytes: &[u8], bounce: &mut Bounce) -> Result<()> {
+    fn hash(&self, offset: u64, bytes: &[u8], bounce: &mut Bounce, permits: &Permits) -> Result<()> {
         self.hash
-            .written(&self.file, offset, bytes, bounce)
+            .written(&self.file, offset, bytes, bounce, permits)
             .with_context(|| format!("reading back `{}`", self.plan.name))
     }
 }
@@ -147,7 +149,8 @@ impl<'a> Run<'a> {
         remove_strangers(&folder, plan)?;
         let targets = plan.files.iter().map(|file| Target::create(&folder, file)).collect::<Result<Vec<_>>>()?;
         let totals = plan.tasks.iter().map(|_| OnceLock::new()).collect();
-        let mut run = Self { plan, model, partial, targets, totals, kept: 0, control };
+        let mut run =
+            Self { plan, model, partial, targets, totals, kept: 0, permits: Permits::new(control.threads), control };
         run.write_literals()?;
         run.kept = run.recheck(finished)?;
         Ok(run)
@@ -184,9 +187,8 @@ impl<'a> Run<'a> {
         let total = bytes(tasks);
         self.control.progress.start("writing", total, total - bytes(&pending), Unit::Bytes);
         let workers = preflight::workers(self.plan, self.control)?;
-        let permits = Permits::new(self.control.threads);
         parallel::for_each(pending.len(), workers, self.control, Worker::default, |worker, index| {
-            self.compute(pending[index], evidence, worker, &permits)?;
+            self.compute(pending[index], evidence, worker)?;
             self.control.progress.advance(self.plan.tasks[pending[index]].source_bytes);
             Ok(())
         })?;
@@ -200,11 +202,10 @@ impl<'a> Run<'a> {
     /// As [`Run::perform`], but for the stop, which the caller looks out for.
     pub fn perform_in_pool(&self, tasks: &[usize], at_once: usize, evidence: &dyn Evidence) -> Result<()> {
         let pending: Vec<usize> = tasks.iter().copied().filter(|&task| !self.is_finished(task)).collect();
-        let permits = Permits::new(self.control.threads);
         for tasks in pending.chunks(at_once.max(1)) {
             tasks
                 .par_iter()
-                .try_for_each_init(Worker::default, |worker, &task| self.compute(task, evidence, worker, &permits))?;
+                .try_for_each_init(Worker::default, |worker, &task| self.compute(task, evidence, worker))?;
         }
         Ok(())
     }
@@ -231,13 +232,13 @@ impl<'a> Run<'a> {
         for target in &self.targets {
             target.write(&target.plan.header, 0, bounce)?;
             if target.plan.noted.is_empty() {
-                target.hash(0, &target.plan.header, bounce)?;
+                target.hash(0, &target.plan.header, bounce, &self.permits)?;
             }
             for &id in &target.plan.tensors {
                 let tensor = &self.plan.tensors[id];
                 if let Some(contents) = &tensor.literal {
                     target.write(contents, tensor.offset, bounce)?;
-                    target.hash(tensor.offset, contents, bounce)?;
+                    target.hash(tensor.offset, contents, bounce, &self.permits)?;
                 }
             }
         }
@@ -282,10 +283,11 @@ impl<'a> Run<'a> {
     }
 
     /// Computes one task, writes it and records it.
-    fn compute(&self, index: usize, evidence: &dyn Evidence, worker: &mut Worker, permits: &Permits) -> Result<()> {
+    fn compute(&self, index: usize, evidence: &dyn Evidence, worker: &mut Worker) -> Result<()> {
         let task: &Task = &self.plan.tasks[index];
         let Worker { buffers, bounce } = worker;
-        let totals = permits
+        let totals = self
+            .permits
             .with(|| task.work.run(self.model, &task.writes, buffers, evidence))
             .map_err(|error| self.locate(task, error))?;
         let results = task.work.results(self.model, buffers, &task.writes);
@@ -294,17 +296,17 @@ impl<'a> Run<'a> {
             let (file, offset) = self.plan.place(region);
             self.targets[file].write(bytes, offset, bounce)?;
         }
-        permits.with(|| {
+        let digest = self.permits.with(|| {
             let mut digest = Xxh3::new();
             results.iter().for_each(|bytes| digest.update(bytes));
-            self.partial.journal.append(&Finished { task: index, digest: digest.digest(), totals: totals.clone() })?;
-            self.totals[index].set(totals).expect("a task runs once");
-            for (region, bytes) in task.writes.iter().zip(&results) {
-                let (file, offset) = self.plan.place(region);
-                self.targets[file].hash(offset, bytes, bounce)?;
-            }
-            anyhow::Ok(())
-        })?;
+            digest.digest()
+        });
+        self.partial.journal.append(&Finished { task: index, digest, totals: totals.clone() })?;
+        self.totals[index].set(totals).expect("a task runs once");
+        for (region, bytes) in task.writes.iter().zip(&results) {
+            let (file, offset) = self.plan.place(region);
+            self.targets[file].hash(offset, bytes, bounce, &self.permits)?;
+        }
         task.work.release(self.model);
         Ok(())
     }
@@ -329,7 +331,7 @@ impl<'a> Run<'a> {
             let target = &self.targets[file];
             target
                 .hash
-                .found(&target.file, start, start + region.bytes, bounce)
+                .found(&target.file, start, start + region.bytes, bounce, &self.permits)
                 .with_context(|| format!("reading back `{}`", target.plan.name))?;
         }
         Ok(())
@@ -347,7 +349,7 @@ impl<'a> Run<'a> {
             let tensors = target.plan.tensors.iter().map(|&id| &self.plan.tensors[id]);
             let header = header::with_notes(&target.plan.header, tensors, &notes.join("; "));
             target.write(&header, 0, bounce)?;
-            target.hash(0, &header, bounce)?;
+            target.hash(0, &header, bounce, &self.permits)?;
         }
         Ok(())
     }

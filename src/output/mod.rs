@@ -10,7 +10,6 @@ pub mod companions;
 pub mod converting;
 pub mod evidence;
 pub mod executor;
-pub mod file;
 pub mod gate;
 pub mod gathering;
 pub mod hash;

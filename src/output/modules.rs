@@ -4,12 +4,13 @@
 
 use anyhow::{Result, bail};
 
+use super::converting::physical;
 use super::plan::{OutTensorId, PlanBuilder, Region, Task};
 use super::work::{Quantized, Work};
 use crate::dtype::Dtype;
 use crate::kernels::Float;
 use crate::llama4::names::{Part, Prefixes, without_rank};
-use crate::llama4::{Coding, Llama4, Plane, Weight};
+use crate::llama4::{Coding, Dialect, Llama4, Plane, Weight};
 use crate::quant::scheme::Scheme;
 use crate::quant::{Layout, Method, gptq};
 
@@ -127,6 +128,7 @@ fn store(builder: &mut PlanBuilder, model: &Llama4, weight: &Weight, scheme: Sch
                 static_input.then(|| builder.tensor(name(Part::InputScale), Dtype::BF16, vec![1])).transpose()?;
             Ok(Stored { codes, scale, zero_point: None, input_scale })
         }
+        Scheme::Blocks(_) => unreachable!("blocks of ggml are written to GGUF files alone"),
     }
 }
 
@@ -219,6 +221,13 @@ pub(super) fn plan_as(
     name: &str,
 ) -> Result<()> {
     let weight = &model.weights[index];
+    if let (Coding::Plain(plane), Dialect::Gguf) = (weight.coding, model.dialect) {
+        let shape = weight.shape.iter().map(|&n| n as u64).collect();
+        let tensor = builder.tensor(physical(model.config.model, name), plane.float.dtype(), shape)?;
+        let bytes = weight.numel() * plane.float.bytes() as u64;
+        plan_range(builder, plane.tensor, plane.offset..plane.offset + bytes, (tensor, 0), Some(plane.float));
+        return Ok(());
+    }
     if let Coding::Plain(plane) = weight.coding {
         return match plane.layout {
             Layout::InOut => plan_unfused(bytes_max, builder, model, index, plane, name),

@@ -13,7 +13,11 @@ use super::header;
 use super::work::Work;
 use crate::dtype::Dtype;
 
-/// Bytes of a file that are written before it is the next file's turn, where files are written side by side.
+/// Files that grow side by side. A file is hashed by one thread at a time, at about the speed of one disk, so work that is
+/// little more than copying needs several of them in the making.
+const FILES_AT_ONCE: usize = 4;
+
+/// Bytes of a file that are written before it is the next one's turn.
 const INTERLEAVE_BYTES: u64 = 16 << 20;
 
 /// Index into [`Plan::tensors`].
@@ -122,7 +126,6 @@ pub struct PlanBuilder {
     shard_bytes_max: u64,
     /// Where data begin in a file: at a multiple of this.
     alignment: u64,
-    interleave: bool,
     tensors: Vec<OutTensor>,
     /// First tensor of each module. A module's tensors stay in one file.
     modules: Vec<usize>,
@@ -153,19 +156,13 @@ impl PlanBuilder {
     pub fn new(shard_bytes_max: u64) -> Self {
         let (tensors, modules, groups, tasks) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         let (notes, noted) = (false, Vec::new());
-        Self { shard_bytes_max, alignment: 8, interleave: false, tensors, modules, groups, tasks, notes, noted }
+        Self { shard_bytes_max, alignment: 8, tensors, modules, groups, tasks, notes, noted }
     }
 
     /// Lets data begin at multiples of `bytes`, as far as the format allows it: it knows no gaps. Tensors of such sizes come
     /// first in each file, so that every one of them begins at such a multiple; then the rest, in the same order.
     pub fn align(&mut self, bytes: u64) {
         self.alignment = bytes;
-    }
-
-    /// Lets all files grow side by side. A file is hashed by one thread at a time, so work that is little more than copying is
-    /// only as fast as the disk if several files are in the making.
-    pub fn interleave(&mut self) {
-        self.interleave = true;
     }
 
     /// Begins a group of files; without one all files are called `model`.
@@ -251,12 +248,12 @@ impl PlanBuilder {
                 files.push(self.lay_out(files.len(), name, &group.metadata, shard)?);
             }
         }
-        let Self { interleave, tensors, mut tasks, .. } = self;
+        let Self { tensors, mut tasks, .. } = self;
         tasks.sort_by_key(|task| {
             task.writes.first().map(|region| {
                 let tensor = &tensors[region.tensor];
                 let offset = tensor.offset + region.start;
-                (if interleave { offset / INTERLEAVE_BYTES } else { 0 }, tensor.file, offset)
+                (tensor.file / FILES_AT_ONCE, offset / INTERLEAVE_BYTES, tensor.file, offset)
             })
         });
         Ok(Plan { tensors, files, tasks })

@@ -5,10 +5,10 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use serde::Serialize;
 
-pub use super::file::BOUNCE_BYTES;
 use super::partial::{self, nearest_existing};
 use super::plan::Plan;
 use crate::error::hint;
+pub use crate::files::BOUNCE_BYTES;
 use crate::progress::Control;
 
 /// Resident memory that the process needs besides its tasks: code, allocator, the plan and the catalogue of a

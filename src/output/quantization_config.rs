@@ -87,6 +87,7 @@ fn group(scheme: Scheme, targets: Vec<String>) -> Value {
         Scheme::Fp8Tensor { static_input: false } => {
             (arguments(8, "float", "tensor"), dynamic(arguments(8, "float", "token")))
         }
+        Scheme::Blocks(_) => unreachable!("blocks of ggml are written to GGUF files alone"),
     };
     json!({
         "targets": targets,

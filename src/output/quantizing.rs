@@ -65,6 +65,7 @@ fn stripe_unit(target: Target) -> usize {
         Scheme::W4A16 { group_size, .. } => group_size,
         Scheme::Fp8Block { rows, cols } => lcm(rows, cols),
         Scheme::Fp8Dynamic | Scheme::Fp8Tensor { .. } => 1,
+        Scheme::Blocks(dtype) => dtype.block_len() as usize,
     }
 }
 
@@ -190,6 +191,7 @@ impl<'a> Output<'a> {
         let input = self.input;
         let codes = |bytes| fp8::Codes { bytes, stride: input };
         match self.target.scheme {
+            Scheme::Blocks(_) => unreachable!("blocks of ggml are written to GGUF files alone"),
             Scheme::W4A16 { group_size, symmetric } => {
                 let (word_stride, groups) = (words(input), input / group_size);
                 let at = outs.start * groups + inputs.start / group_size;

@@ -231,6 +231,8 @@ fn check(weight: &Weight, how: Cut, ranks: usize) -> Result<Vec<usize>> {
         (Some(Scheme::W4A16 { symmetric, .. }), Cut::Outputs) => symmetric || out.is_multiple_of(8),
         (Some(Scheme::Fp8Block { rows, .. }), Cut::Outputs) => out.is_multiple_of(rows),
         (Some(Scheme::Fp8Block { cols, .. }), Cut::Inputs) => input.is_multiple_of(cols),
+        (Some(Scheme::Blocks(_)), Cut::Outputs) => true,
+        (Some(Scheme::Blocks(dtype)), Cut::Inputs) => (input as u64).is_multiple_of(dtype.block_len()),
     };
     if whole { Ok(part) } else { Err(uneven(weight, "what shares a scale or a word", ranks)) }
 }

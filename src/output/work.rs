@@ -189,6 +189,7 @@ impl Work {
             Coding::Split { .. } => model.tensors_of(&model.weights[weight])[0],
             Coding::Int4 { packed, .. } => packed,
             Coding::Fp8 { weight, .. } => weight,
+            Coding::Blocks { tensor, .. } => tensor,
         }
     }
 
@@ -301,6 +302,7 @@ fn stored_row_bytes(model: &Llama4, weight: &Weight) -> u64 {
         Coding::Plain(plane) => input as u64 * plane.float.bytes() as u64,
         Coding::Int4 { packed, scale, .. } => tensor(packed) + tensor(scale),
         Coding::Fp8 { weight, .. } => tensor(weight),
+        Coding::Blocks { .. } => model.stored_bytes(weight) / out as u64,
         Coding::Pieces(_) => unreachable!("`require_complete` refuses weights in pieces"),
         Coding::Split { .. } => unreachable!("`require_joined` refuses rank shards"),
     }

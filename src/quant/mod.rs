@@ -11,6 +11,7 @@
 pub mod awq;
 mod block;
 pub mod fp8;
+pub mod ggml;
 pub mod gptq;
 mod hessian;
 pub mod int4;

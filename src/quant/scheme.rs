@@ -7,6 +7,7 @@ use std::fmt;
 use serde::Serialize;
 
 use super::Method;
+use crate::dtype::Dtype;
 
 /// How one quantized matrix is stored. All shapes are of the logical `[out, in]` matrix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -32,6 +33,8 @@ pub enum Scheme {
         /// Whether an `input_scale` is stored beside the weight.
         static_input: bool,
     },
+    /// Blocks of ggml, in one of its formats for them: codes with their scales inside, along the inputs.
+    Blocks(Dtype),
 }
 
 /// What is known about the inputs of weights while they are quantized.
@@ -101,9 +104,14 @@ impl Scheme {
         self == Self::Fp8Tensor { static_input: true }
     }
 
-    /// Whether the codes are FP8 (otherwise INT4).
+    /// Whether the codes are FP8.
     pub fn is_fp8(self) -> bool {
-        !matches!(self, Self::W4A16 { .. })
+        matches!(self, Self::Fp8Dynamic | Self::Fp8Block { .. } | Self::Fp8Tensor { .. })
+    }
+
+    /// Whether it is a format of GGUF files alone, which no checkpoint in safetensors has.
+    pub fn is_blocks(self) -> bool {
+        matches!(self, Self::Blocks(_))
     }
 }
 
@@ -122,6 +130,8 @@ impl fmt::Display for Scheme {
             Self::Fp8Block { rows, cols } => write!(f, "fp8-block-{rows}x{cols}"),
             Self::Fp8Tensor { static_input: false } => f.write_str("fp8-tensor"),
             Self::Fp8Tensor { static_input: true } => f.write_str("fp8-static"),
+            // ggml's name as llama.cpp prints it.
+            Self::Blocks(dtype) => f.write_str(&dtype.name().to_ascii_lowercase()),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Conversations as the model sees them: its own chat template, rendered as transformers does.
 //!
-//! The template is Jinja from `chat_template.jinja` or `tokenizer_config.json`. It comes from outside: it runs with a limit on
+//! The template is Jinja from `chat_template.jinja`, `tokenizer_config.json` or a GGUF file's keys. It comes from outside: it runs with a limit on
 //! its steps and can reach nothing.
 
 use anyhow::{Context, Result, anyhow};
@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use crate::checkpoint::Checkpoint;
 use crate::error::hint;
+use crate::llama4::gguf::tokenizer::Vocabulary;
 
 /// The largest template or tokenizer config that is read.
 const TEMPLATE_BYTES_MAX: u64 = 16 << 20;
@@ -38,6 +39,14 @@ impl ChatTemplate {
     /// It has none, or one that cannot be read.
     pub fn of(checkpoint: &Checkpoint) -> Result<Self> {
         let folder = checkpoint.folder();
+        if let Some(vocabulary) = Vocabulary::of(checkpoint)?
+            && let Some(source) = vocabulary.chat_template()?
+        {
+            let text =
+                |key: &str| Ok::<_, anyhow::Error>(vocabulary.special(key)?.map_or("", |(_, text)| text).to_owned());
+            return Self::new(source.to_owned(), text("bos")?, text("eos")?)
+                .with_context(|| format!("the chat template of `{}`", folder.display()));
+        }
         let config = match checkpoint.side_file(CONFIG_NAME, TEMPLATE_BYTES_MAX)? {
             Some(content) => serde_json::from_slice(&content)
                 .with_context(|| format!("`{}` is no JSON", folder.join(CONFIG_NAME).display()))?,

@@ -11,6 +11,8 @@
 //! follow one another in the order of the table, each padded to the alignment. Everything is checked when a file is opened; arrays are
 //! left where they are, so that a header costs memory in proportion to its keys. Knows no model.
 
+mod files;
+mod keys;
 mod read;
 mod value;
 mod write;
@@ -19,6 +21,8 @@ mod write;
 #[allow(clippy::unwrap_used)]
 mod tests;
 
+pub(super) use files::{is_gguf, is_name, open_file, open_folder};
+pub use keys::{Head, Keys};
 pub use read::{Gguf, GgufTensor};
 pub use value::{Array, Value};
 pub use write::{Layout, encode};

@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 
 use super::super::error::{FormatError, Kind, shown};
 use super::super::mmap::{Edges, Map};
-use super::value::{Array, Cursor, STRING, Value, malformed};
+use super::super::modified_ns;
+use super::keys::{Head, Keys};
+use super::value::{Cursor, Value, malformed};
 use super::{ALIGNMENT, ALIGNMENT_KEY, DIMENSIONS_MAX, MAGIC, NAME_BYTES_MAX};
 use crate::dtype::{Dtype, ggml};
 
@@ -15,11 +17,15 @@ use crate::dtype::{Dtype, ggml};
 pub struct Gguf {
     /// Where it is.
     pub path: PathBuf,
-    /// Keys and values, in the order of the file; no key is there twice.
-    pub values: Vec<(String, Value)>,
+    /// Keys and values.
+    pub head: Head,
     /// The tensors, in the order of their data; no name is there twice.
     pub tensors: Vec<GgufTensor>,
-    map: Map,
+    /// Size of the file in bytes.
+    pub(super) bytes: u64,
+    /// When it was modified, in nanoseconds since 1970.
+    pub(super) modified_ns: i64,
+    pub(super) map: Map,
 }
 
 /// One tensor.
@@ -43,31 +49,32 @@ impl Gguf {
     /// # Errors
     /// [`FormatError`] names the file, the tensor and the value.
     pub fn open(path: &Path) -> Result<Self, FormatError> {
-        let found = std::fs::metadata(path).map_err(FormatError::io(path, "open"))?;
+        Self::open_real(path, path)
+    }
+
+    /// Opens the file at `real` (symbolic links resolved), which messages call `path`.
+    pub(super) fn open_real(path: &Path, real: &Path) -> Result<Self, FormatError> {
+        // Asked before opening: opening a pipe would wait for a writer for ever.
+        let found = std::fs::metadata(real).map_err(FormatError::io(path, "open"))?;
         if !found.is_file() {
             return Err(FormatError::new(path, Kind::NotAFile));
         }
-        let file = File::open(path).map_err(FormatError::io(path, "open"))?;
-        let bytes = file.metadata().map_err(FormatError::io(path, "open"))?.len();
+        let file = File::open(real).map_err(FormatError::io(path, "open"))?;
+        let found = file.metadata().map_err(FormatError::io(path, "open"))?;
+        let bytes = found.len();
         if bytes == 0 {
             return Err(FormatError::new(path, malformed("the file is empty")));
         }
         let map = Map::new(&file, bytes).map_err(FormatError::io(path, "map"))?;
-        let (values, tensors) =
+        let (head, tensors) =
             parse(map.bytes()).map_err(|(tensor, kind)| FormatError { file: path.to_path_buf(), tensor, kind })?;
-        Ok(Self { path: path.to_path_buf(), values, tensors, map })
+        map.release(0..head.bytes, Edges::Drop);
+        Ok(Self { path: path.to_path_buf(), head, tensors, bytes, modified_ns: modified_ns(&found), map })
     }
 
-    /// The value of a key.
-    pub fn value(&self, key: &str) -> Option<&Value> {
-        self.values.iter().find(|(name, _)| name == key).map(|(_, value)| value)
-    }
-
-    /// The strings of a key whose value is an array of strings.
-    pub fn strings(&self, key: &str) -> Option<impl Iterator<Item = &str>> {
-        let Some(&Value::Array(Array { kind: STRING, count, start })) = self.value(key) else { return None };
-        let mut cursor = Cursor { bytes: self.map.bytes(), at: start };
-        Some((0..count).map(move |_| cursor.string().expect("the array was read when the file was opened")))
+    /// The keys.
+    pub fn keys(&self) -> Keys<'_> {
+        Keys { head: &self.head, bytes: self.map.bytes() }
     }
 
     /// The tensor with this name.
@@ -87,9 +94,8 @@ impl Gguf {
 }
 
 type Fault = (Option<String>, Kind);
-type Values = Vec<(String, Value)>;
 
-fn parse(bytes: &[u8]) -> Result<(Values, Vec<GgufTensor>), Fault> {
+fn parse(bytes: &[u8]) -> Result<(Head, Vec<GgufTensor>), Fault> {
     let mut cursor = Cursor { bytes, at: 0 };
     let plain = |kind: Kind| (None, kind);
     if !bytes.starts_with(&MAGIC) {
@@ -108,15 +114,20 @@ fn parse(bytes: &[u8]) -> Result<(Values, Vec<GgufTensor>), Fault> {
     let alignment = match values.iter().find(|(key, _)| key == ALIGNMENT_KEY) {
         None => ALIGNMENT,
         Some((_, Value::U32(alignment))) if alignment.is_power_of_two() => u64::from(*alignment),
-        Some((_, value)) => return Err(plain(malformed(format!("`{ALIGNMENT_KEY}` is {value:?}, no power of two")))),
+        Some((_, value)) => {
+            let value = shown(&format!("{value:?}"));
+            return Err(plain(malformed(format!("`{ALIGNMENT_KEY}` is {value}, no power of two"))));
+        }
     };
     let mut tensors = parse_tensors(&mut cursor, tensor_count)?;
-    place(&mut tensors, (cursor.at as u64).next_multiple_of(alignment), alignment, bytes.len() as u64)?;
-    Ok((values, tensors))
+    let data = (cursor.at as u64).next_multiple_of(alignment);
+    place(&mut tensors, data, alignment, bytes.len() as u64)?;
+    // A file without tensors may end before its data would begin.
+    Ok((Head { version, values, bytes: data.min(bytes.len() as u64) }, tensors))
 }
 
 /// Each key takes twelve bytes at least, so the file's size bounds the loop, whatever the count says.
-fn parse_values(cursor: &mut Cursor<'_>, count: u64) -> Result<Values, Kind> {
+fn parse_values(cursor: &mut Cursor<'_>, count: u64) -> Result<Vec<(String, Value)>, Kind> {
     let (mut values, mut seen) = (Vec::new(), HashSet::new());
     for _ in 0..count {
         let key = cursor.string()?;

@@ -13,7 +13,7 @@ fn testdata(name: &str) -> PathBuf {
 #[test]
 fn a_file_of_the_python_package_is_read() {
     let gguf = Gguf::open(&testdata("sample.gguf")).unwrap();
-    let value = |key: &str| gguf.value(key).unwrap().clone();
+    let value = |key: &str| gguf.keys().value(key).unwrap().clone();
     assert_eq!(value("general.architecture").as_str(), Some("llama4"));
     assert_eq!(value("a.u8"), Value::U8(200));
     assert_eq!(value("a.i8"), Value::I8(-5));
@@ -27,8 +27,8 @@ fn a_file_of_the_python_package_is_read() {
     assert_eq!(value("a.f64"), Value::F64(-0.1));
     assert_eq!(value("a.bool"), Value::Bool(true));
     assert_eq!(value("a.string").as_str(), Some("größer"));
-    assert_eq!(gguf.strings("a.strings").unwrap().collect::<Vec<_>>(), ["one", "", "drei"]);
-    assert!(gguf.strings("a.numbers").is_none());
+    assert_eq!(gguf.keys().strings("a.strings").unwrap().collect::<Vec<_>>(), ["one", "", "drei"]);
+    assert!(gguf.keys().strings("a.numbers").is_none());
     let tensor = |name: &str| gguf.tensor(name).unwrap();
     assert_eq!((tensor("first").extents.as_slice(), tensor("first").dtype.name()), ([3, 2].as_slice(), "F32"));
     let values: Vec<u8> = (0..6).flat_map(|value| (value as f32).to_le_bytes()).collect();
@@ -51,8 +51,8 @@ fn what_is_written_is_read() {
     bytes[layout.offsets[1] as usize..][..4].copy_from_slice(&2.5_f32.to_le_bytes());
     fs::write(&path, &bytes).unwrap();
     let gguf = Gguf::open(&path).unwrap();
-    assert_eq!(gguf.value("n"), Some(&Value::U32(7)));
-    assert_eq!(gguf.strings("list").unwrap().collect::<Vec<_>>(), list);
+    assert_eq!(gguf.keys().value("n"), Some(&Value::U32(7)));
+    assert_eq!(gguf.keys().strings("list").unwrap().collect::<Vec<_>>(), list);
     assert_eq!(gguf.tensors.iter().map(|tensor| tensor.offset).collect::<Vec<_>>(), layout.offsets);
     assert_eq!(gguf.bytes(gguf.tensor("two").unwrap())[..4], 2.5_f32.to_le_bytes());
 }

@@ -53,6 +53,34 @@ impl Value {
         }
     }
 
+    /// A whole number, whatever its width and sign.
+    pub fn as_i64(&self) -> Option<i64> {
+        match *self {
+            Self::I8(value) => Some(value.into()),
+            Self::I16(value) => Some(value.into()),
+            Self::I32(value) => Some(value.into()),
+            Self::I64(value) => Some(value),
+            _ => self.as_u64()?.try_into().ok(),
+        }
+    }
+
+    /// A floating-point number, as the decimal number that it was most likely written from: `1e-5` for the float32 nearest to it.
+    pub fn as_f64(&self) -> Option<f64> {
+        match *self {
+            Self::F32(value) => value.to_string().parse().ok(),
+            Self::F64(value) => Some(value),
+            _ => None,
+        }
+    }
+
+    /// A truth value.
+    pub fn as_bool(&self) -> Option<bool> {
+        match *self {
+            Self::Bool(value) => Some(value),
+            _ => None,
+        }
+    }
+
     /// A string.
     pub fn as_str(&self) -> Option<&str> {
         match self {
@@ -108,7 +136,7 @@ impl<'a> Cursor<'a> {
         self.value_of(kind)
     }
 
-    fn value_of(&mut self, kind: u32) -> Result<Value, Kind> {
+    pub(super) fn value_of(&mut self, kind: u32) -> Result<Value, Kind> {
         Ok(match kind {
             0 => Value::U8(self.array::<1>()?[0]),
             1 => Value::I8(i8::from_le_bytes(self.array()?)),

@@ -56,6 +56,7 @@ pub(super) fn open(path: &Path, real: &Path) -> Result<Part, FormatError> {
     }
     let digest = xxh3_128(&[archive.directory(), &text].concat());
     Ok(Part {
+        head: None,
         map: Map::new(&file, found.len()).map_err(FormatError::io(path, "map"))?,
         tensors,
         file: SourceFile {

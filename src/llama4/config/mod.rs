@@ -24,6 +24,7 @@ pub use fields::ConfigError;
 pub use text::{Llama3Scaling, Rope, TextConfig};
 pub use vision::VisionConfig;
 
+use super::gguf;
 use crate::checkpoint::{Checkpoint, shown};
 use crate::dtype::Dtype;
 use fields::Fields;
@@ -83,9 +84,13 @@ impl Config {
     /// The config of an open checkpoint.
     ///
     /// # Errors
-    /// As [`Config::parse`], and if the checkpoint has no `config.json`.
+    /// As [`Config::parse`], and if the checkpoint has no `config.json` and is not in GGUF, whose keys are its config.
     pub fn of(checkpoint: &Checkpoint) -> Result<Self, ConfigError> {
         let file = |name: &str| checkpoint.folder().join(name);
+        if gguf::is_gguf(checkpoint) {
+            let path = checkpoint.files().first().map_or_else(|| file(""), |file| file.path.clone());
+            return Self::of_document(&path, gguf::config::document(checkpoint)?);
+        }
         match checkpoint.config() {
             Some((name @ "params.json", json)) => {
                 Self::of_document(&file(name), meta::document(&file(name), json, &meta::Facts::of(checkpoint))?)

@@ -31,7 +31,8 @@ pub(super) fn files(
     changes: &[String],
     notes: &mut Vec<String>,
 ) -> Result<Vec<Companion>> {
-    let mut files = companions::copied(&model.checkpoint).context("collecting the files beside the weights")?;
+    let mut files =
+        companions::of_source(model, form.model, notes).context("collecting the files beside the weights")?;
     files.retain(|file| match file.name.as_str() {
         RANKS_NAME | "params.json" if model.dialect == Dialect::HuggingFace => true,
         name => !OF_THE_SOURCE.contains(&name) && (form.model == Model::Multimodal || !OF_IMAGES.contains(&name)),

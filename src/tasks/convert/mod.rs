@@ -16,7 +16,7 @@ use crate::checkpoint::shown;
 use crate::error::hint;
 use crate::kernels::Float;
 use crate::llama4::config::Model;
-use crate::llama4::{Coding, Dialect, Llama4, ProblemKind};
+use crate::llama4::{Coding, Dialect, Llama4, ProblemKind, Role};
 use crate::output::casting::Overflow;
 use crate::output::companions::Companion;
 use crate::output::converting::{Experts, Form, plan_conversion};
@@ -76,11 +76,11 @@ impl<'a> Job<'a> {
         model.require_weights()?;
         match (model.dialect, options.instruct) {
             (Dialect::Meta, _) => model.check_ranks()?,
-            (Dialect::HuggingFace, false) => {}
-            (Dialect::HuggingFace, true) => {
+            (Dialect::HuggingFace | Dialect::Gguf, false) => {}
+            (Dialect::HuggingFace | Dialect::Gguf, true) => {
                 return Err(hint(
                     "`--instruct` is for Meta's own files, which do not tell what kind of model they hold",
-                    "leave it out: this checkpoint's `config.json` says what it is",
+                    "leave it out: this checkpoint says what it is itself",
                 ));
             }
         }
@@ -89,7 +89,8 @@ impl<'a> Job<'a> {
         }
         let output_model = if options.text_only { Model::TextOnly } else { model.config.model };
         let (experts, overflow) = (options.experts, options.overflow);
-        let form = Form { model: output_model, experts, float: options.float, overflow };
+        let float = options.float.or_else(|| usual_float(&model));
+        let form = Form { model: output_model, experts, float, overflow };
         let mut builder = PlanBuilder::new(options.shard_bytes_max);
         plan_conversion(&mut builder, &model, &form)?;
         let plan = builder.finish()?;
@@ -154,6 +155,16 @@ pub fn run(options: &Options, control: &Control<'_>) -> Result<Report> {
     Job::new(options)?.run(control)
 }
 
+/// The one format for all floats that a checkpoint without mixed formats is to have, where the user names none. A GGUF file
+/// has its norms and routers in F32 whatever the model was: the embedding says what it was, if it is plain.
+fn usual_float(model: &Llama4) -> Option<Float> {
+    if model.dialect != Dialect::Gguf {
+        return None;
+    }
+    let embedding = model.weight(Role::Embedding, None, None);
+    Some(embedding.and_then(|weight| model.stored_float(weight)).unwrap_or(Float::BF16))
+}
+
 /// The options that decide the bytes of the output, by name.
 fn settings(options: &Options) -> BTreeMap<String, String> {
     let dtype = options.float.map_or_else(|| "as it is".into(), |float| float.dtype().to_string());
@@ -187,6 +198,9 @@ fn changes(model: &Llama4, form: &Form) -> Vec<String> {
             1 => "Meta's layout in one file: names and layouts changed".into(),
             _ => format!("Meta's layout in {ranks} ranks: joined"),
         });
+    }
+    if model.dialect == Dialect::Gguf {
+        changes.push("llama.cpp's layout: names, layouts and config are Hugging Face's again".into());
     }
     let mut schemes: BTreeMap<String, usize> = BTreeMap::new();
     for weight in kept() {

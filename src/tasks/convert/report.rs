@@ -166,6 +166,7 @@ impl Report {
             from: match model.dialect {
                 Dialect::HuggingFace => "hf",
                 Dialect::Meta => "meta",
+                Dialect::Gguf => "gguf",
             },
             architecture: form.model.architecture(),
             experts: word(form.experts),

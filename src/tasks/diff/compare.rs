@@ -77,6 +77,10 @@ fn identical(a: Side<'_>, b: Side<'_>) -> bool {
                     same_bytes((a.model, x, 0), (b.model, y, 0), bytes)
                 })
         }
+        (Coding::Blocks { tensor, dtype, offset }, Coding::Blocks { tensor: other, dtype: theirs, offset: at }) => {
+            let bytes = a.model.stored_bytes(a.weight);
+            dtype == theirs && same_bytes((a.model, tensor, offset), (b.model, other, at), bytes)
+        }
         _ => false,
     }
 }

@@ -49,6 +49,8 @@ struct Pair<'a> {
 pub fn run(options: &Options, control: &Control<'_>) -> Result<Report> {
     let began = Instant::now();
     let (a, b) = (Llama4::open(&options.a)?, Llama4::open(&options.b)?);
+    a.require_decoded()?;
+    b.require_decoded()?;
     let settings = config::differences(&a.config, &b.config);
     let pairs = pairs(&a, &b);
     let bytes = a.weights.iter().map(|weight| a.stored_bytes(weight)).fold(0, u64::saturating_add);

@@ -60,20 +60,16 @@ fn folder_kind(path: &Path) -> Option<String> {
         let first = names.iter().find(|name| wanted(name))?;
         Some(format!("is a folder of {what} (`{}`)", shown(first)))
     };
-    of_kind("GGUF files", &|name| name.ends_with(".gguf"))
-        .or_else(|| of_kind("PyTorch files", &|name| [".pth", ".pt", ".bin"].iter().any(|end| name.ends_with(end))))
+    of_kind("PyTorch files", &|name| [".pth", ".pt", ".bin"].iter().any(|end| name.ends_with(end)))
 }
 
 /// What a file is by its first bytes.
 fn file_kind(path: &Path) -> Option<String> {
-    let mut first = [0; 8];
+    let mut first = [0; 2];
     File::open(path).ok()?.read_exact(&mut first).ok()?;
-    let [a, b, c, d, version @ ..] = first;
-    match [a, b, c, d] {
-        // ggml's gguf.md: the magic, then the version.
-        [b'G', b'G', b'U', b'F'] => Some(format!("is a GGUF file (version {})", u32::from_le_bytes(version))),
+    match first {
         // torch.save writes a ZIP archive since PyTorch 1.6, which is read; a bare pickle (protocol 2) before.
-        [0x80, 2, ..] => Some("is a pickled PyTorch file".to_owned()),
+        [0x80, 2] => Some("is a pickled PyTorch file".to_owned()),
         _ => None,
     }
 }

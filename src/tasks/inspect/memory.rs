@@ -152,6 +152,7 @@ fn bytes_in(scheme: Option<Scheme>, weight: &Expected) -> u64 {
             out * input + out.div_ceil(rows as u64) * input.div_ceil(cols as u64) * BF16_BYTES
         }
         Scheme::Fp8Tensor { static_input } => out * input + BF16_BYTES * (1 + u64::from(static_input)),
+        Scheme::Blocks(dtype) => out * input.div_ceil(dtype.block_len()) * dtype.block_bits() / 8,
     }
 }
 

@@ -38,7 +38,7 @@ pub struct Report {
     pub schema: &'static str,
     /// The checkpoint, as the user named it.
     pub checkpoint: PathBuf,
-    /// The container: `safetensors`.
+    /// The container: `safetensors`, `torch` or `gguf`.
     pub format: &'static str,
     /// The model's class in transformers.
     pub architecture: &'static str,
@@ -169,9 +169,12 @@ pub fn describe(source: &Path, model: &Llama4) -> Report {
         format: match model.dialect {
             Dialect::HuggingFace => "safetensors",
             Dialect::Meta => "torch",
+            Dialect::Gguf => "gguf",
         },
         architecture: model.config.model.architecture(),
-        complete: problems.iter().all(|problem| problem.kind == ProblemKind::Unexpected),
+        complete: problems
+            .iter()
+            .all(|problem| matches!(problem.kind, ProblemKind::Unexpected | ProblemKind::Misnamed)),
         config: Settings::of(&model.config),
         parameters: parameters(model, &promised, &components),
         bytes: model.checkpoint.tensor_bytes(),

@@ -286,7 +286,7 @@ fn attention_warning(model: &Llama4, stored: &[Option<Scheme>]) -> Option<String
         Scheme::W4A16 { symmetric: true, .. } => "SGLang does not permute packed codes",
         Scheme::W4A16 { symmetric: false, .. } => "vLLM does not permute zero points, and SGLang no packed codes",
         Scheme::Fp8Block { .. } => "block scales cannot be permuted",
-        Scheme::Fp8Dynamic | Scheme::Fp8Tensor { .. } => return None,
+        Scheme::Fp8Dynamic | Scheme::Fp8Tensor { .. } | Scheme::Blocks(_) => return None,
     };
     Some(format!("`{}` is {scheme}, and engines permute its rows while loading: {who}", weight.name))
 }

@@ -31,6 +31,7 @@ use crate::output::partial::Existing;
 use crate::output::plan::{Plan, PlanBuilder};
 use crate::output::quantization_config::quantization_config;
 use crate::progress::Control;
+use crate::quant::scheme::Scheme;
 use crate::quant::{Errors, Method};
 
 use calibrate::Calibration;
@@ -93,7 +94,8 @@ impl<'a> Job<'a> {
     pub fn of(options: &'a Options, model: Llama4, control: &Control<'_>) -> Result<Self> {
         model.require_complete()?;
         model.require_joined()?;
-        let choice = Choice::make(&model, &options.selection)?;
+        refuse_blocks(&model)?;
+        let mut choice = Choice::make(&model, &options.selection)?;
         if !options.requantize {
             refuse_requantizing(&model, &choice)?;
         }
@@ -104,7 +106,7 @@ impl<'a> Job<'a> {
         plan_weights(&mut builder, &model, &choice.targets)?;
         let plan = builder.finish()?;
         let here = model.checkpoint.require_here().is_ok();
-        let companions = if here { companions(&model, &choice, &plan)? } else { Vec::new() };
+        let companions = if here { companions(&model, &mut choice, &plan)? } else { Vec::new() };
         let mut settings = settings(options, &choice);
         check_data(&choice, options.calibration.is_some(), calibrate::is_of_use(&plan))?;
         let calibration = options.calibration.as_ref();
@@ -224,9 +226,22 @@ fn refuse_requantizing(model: &Llama4, choice: &Choice) -> Result<()> {
     }
 }
 
-fn companions(model: &Llama4, choice: &Choice, plan: &Plan) -> Result<Vec<Companion>> {
+/// Refuses blocks of ggml, which no checkpoint in safetensors can have: weights that stay as they are would have to change.
+fn refuse_blocks(model: &Llama4) -> Result<()> {
+    let blocks = model.weights.iter().find(|weight| weight.coding.scheme().is_some_and(Scheme::is_blocks));
+    match blocks {
+        Some(weight) => Err(hint(
+            format!("`{}` is stored as {}, which only GGUF files have", weight.name, model.label(weight)),
+            "start from the original weights, or from a GGUF file in BF16; or turn this one into floats first: `l4tool convert --to hf`",
+        )),
+        None => Ok(()),
+    }
+}
+
+fn companions(model: &Llama4, choice: &mut Choice, plan: &Plan) -> Result<Vec<Companion>> {
     let config = quantization_config(model, &choice.stored);
-    let mut files = companions::copied(&model.checkpoint).context("collecting the files beside the weights")?;
+    let mut files = companions::of_source(model, model.config.model, &mut choice.warnings)
+        .context("collecting the files beside the weights")?;
     files.push(companions::pretty("config.json", &model.config.output_document(Some(config))));
     files.push(companions::index(plan));
     let about = format!(

@@ -85,7 +85,6 @@ pub(super) fn plan(
         Layout::Shards => u64::MAX,
     };
     let mut builder = PlanBuilder::new(file_bytes_max.unwrap_or(default));
-    builder.interleave();
     if layout != Layout::Hf {
         builder.align(ALIGNMENT);
     }

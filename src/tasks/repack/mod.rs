@@ -95,6 +95,7 @@ impl<'a> Job<'a> {
     /// The source or the options cannot be used.
     pub fn new(options: &'a Options) -> Result<Self> {
         let model = Llama4::open(&options.source)?;
+        model.require_safetensors()?;
         model.require_complete()?;
         let ranks = ranks(options, &model)?;
         let source = order::of_source(&model)?;

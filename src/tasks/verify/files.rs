@@ -11,8 +11,9 @@ use sha2::{Digest, Sha256};
 use super::report::{Finding, Report};
 use crate::checkpoint::Edges;
 use crate::error::Interrupted;
+use crate::llama4::gguf::tokenizer::Vocabulary;
 use crate::llama4::tokenizer::TOKENIZER_NAME;
-use crate::llama4::{Llama4, ProblemKind};
+use crate::llama4::{Dialect, Llama4, ProblemKind};
 use crate::output::hash::hex;
 use crate::output::manifest::{FileRecord, MANIFEST_NAME, MANIFEST_SCHEMA, Manifest};
 use crate::output::origin::hash_file;
@@ -68,6 +69,7 @@ fn structure(model: &Llama4, report: &mut Report) {
         match problem.kind {
             ProblemKind::Missing => report.problem("missing", &problem.name, &problem.message),
             ProblemKind::Mismatch => report.problem("mismatch", &problem.name, &problem.message),
+            ProblemKind::Misnamed => report.problem("misnamed", &problem.name, &problem.message),
             ProblemKind::Unexpected => report.notes.push(format!("`{}` {}", problem.name, problem.message)),
         }
     }
@@ -75,6 +77,13 @@ fn structure(model: &Llama4, report: &mut Report) {
 
 /// What engines need beside the weights.
 fn side_files(model: &Llama4, report: &mut Report) {
+    if model.dialect == Dialect::Gguf {
+        // A GGUF file has all of this in its keys.
+        if let Err(error) = Vocabulary::of(&model.checkpoint) {
+            report.problem("tokenizer", TOKENIZER_NAME, format!("cannot be made of the keys: {error}"));
+        }
+        return;
+    }
     let folder = model.checkpoint.folder();
     let missing = |names: &[&str]| names.iter().all(|name| !folder.join(name).exists());
     if missing(&[TOKENIZER_NAME, "tokenizer.model"]) {
@@ -135,14 +144,23 @@ fn check_file(
     let mut ids: Vec<usize> = (0..tensors.len()).filter(|&id| tensors[id].file == index).collect();
     ids.sort_by_key(|&id| (tensors[id].offset, tensors[id].bytes));
     let mut findings = Vec::new();
+    let mut end = file.header_bytes;
     for id in ids {
+        // Between tensors of a GGUF file lie the zeros that align the next one.
+        let gap = end..tensors[id].offset;
+        if let Some(sha) = sha.as_mut().filter(|_| !gap.is_empty()) {
+            sha.update(checkpoint.file_range(index, gap));
+        }
+        end = tensors[id].offset + tensors[id].bytes;
         let expectation = model.expectation(id);
         let mut broken = None;
-        for start in (0..tensors[id].bytes).step_by(STRIPE_BYTES as usize) {
+        let block = (tensors[id].dtype.block_bits() / 8).max(1);
+        let stripe = STRIPE_BYTES / block * block;
+        for start in (0..tensors[id].bytes).step_by(stripe as usize) {
             if control.stop_requested() {
                 return Err(Interrupted.into());
             }
-            let range = start..(start + STRIPE_BYTES).min(tensors[id].bytes);
+            let range = start..(start + stripe).min(tensors[id].bytes);
             let bytes = checkpoint.range(id, range.clone());
             if let Some(sha) = &mut sha {
                 sha.update(bytes);
@@ -158,6 +176,9 @@ fn check_file(
             let message = format!("holds {what} at element {element}");
             findings.push(Finding { kind: "value", name: tensors[id].name.clone(), message });
         }
+    }
+    if let Some(sha) = sha.as_mut().filter(|_| end < file.bytes) {
+        sha.update(checkpoint.file_range(index, end..file.bytes));
     }
     let equal = match (sha.map(|sha| hex(&sha.finalize())), recorded) {
         (Some(is), Some(wanted)) if is != *wanted => {

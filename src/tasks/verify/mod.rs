@@ -90,6 +90,9 @@ pub fn run(options: &Options, control: &Control<'_>) -> Result<Report> {
         reference.require_complete()?;
     }
     let runs = reference.is_some() || options.text.is_some() || options.logits.is_some();
+    if runs {
+        model.require_decoded()?;
+    }
     let prepared = match runs && model.require_complete().is_ok() {
         true => {
             let tokens = tokens(options, &model, reference.as_ref())?;

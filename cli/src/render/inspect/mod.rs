@@ -73,6 +73,7 @@ pub(crate) fn problems(report: &Report, color: bool, all: bool) -> String {
     for (kind, word, paint) in [
         (ProblemKind::Missing, "missing", BAD),
         (ProblemKind::Mismatch, "mismatch", BAD),
+        (ProblemKind::Misnamed, "misnamed", BAD),
         (ProblemKind::Unexpected, "unexpected", ODD),
     ] {
         let word = painted(&format!("{word}:"), paint, color);

@@ -1,4 +1,8 @@
-//! What several layers do with files: take one for this process alone, write digests as text. It must not know what a file holds.
+//! What several layers do with files: write large ones in parts, take one for this process alone, write digests as text. It must not know what a file holds.
+
+mod output;
+
+pub use output::{Aligned, BOUNCE_BYTES, Bounce, OutputFile};
 
 use std::fs::{File, TryLockError};
 use std::io;

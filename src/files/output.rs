@@ -1,13 +1,14 @@
-//! A file of the output, written past the page cache where the file system can.
+//! A large file that is made in parts, written past the page cache where the file system can.
 //!
 //! Weights are written once and are larger than memory: pages of the page cache that hold them are allocated, copied to,
 //! sent to the disk and evicted, and push out the input on the way. Direct I/O (`O_DIRECT`) skips all of that, but moves
-//! only whole pages between aligned places. So bytes pass through an aligned buffer, and a page that several parts share is
-//! read, changed and written back under a lock. A file is either wholly direct or wholly not: the kernel does not promise
-//! that both views of a file agree. It must not know what the bytes mean.
+//! only whole pages between aligned places. So bytes that are not [`Aligned`] pass through a buffer that is, and a page that
+//! several parts share is read, changed and written back under a lock. A file is either wholly direct or wholly not: the
+//! kernel does not promise that both views of a file agree. It must not know what the bytes mean.
 
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::ops::{Deref, DerefMut};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Mutex;
@@ -24,18 +25,45 @@ const CHUNK: usize = 4 << 20;
 /// Memory that a thread needs to write: [`Bounce`].
 pub const BOUNCE_BYTES: u64 = (CHUNK + PAGE) as u64;
 
-/// An aligned buffer of one thread, allocated when it is first used.
+/// Bytes at an address from which direct I/O takes them as they are.
+#[derive(Debug)]
+pub struct Aligned {
+    room: Vec<u8>,
+    start: usize,
+    length: usize,
+}
+
+impl Aligned {
+    /// That many bytes, all zero.
+    pub fn new(length: usize) -> Self {
+        let room = vec![0; length + PAGE];
+        let start = room.as_ptr().align_offset(PAGE);
+        Self { room, start, length }
+    }
+}
+
+impl Deref for Aligned {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.room[self.start..self.start + self.length]
+    }
+}
+
+impl DerefMut for Aligned {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        &mut self.room[self.start..self.start + self.length]
+    }
+}
+
+/// The buffer of one thread for bytes that are not aligned, allocated when it is first used.
 #[derive(Debug, Default)]
-pub struct Bounce(Vec<u8>);
+pub struct Bounce(Option<Aligned>);
 
 impl Bounce {
-    /// The aligned part of the buffer, [`CHUNK`] bytes.
+    /// [`CHUNK`] bytes.
     fn get(&mut self) -> &mut [u8] {
-        if self.0.is_empty() {
-            self.0 = vec![0; CHUNK + PAGE];
-        }
-        let start = self.0.as_ptr().align_offset(PAGE);
-        &mut self.0[start..start + CHUNK]
+        self.0.get_or_insert_with(|| Aligned::new(CHUNK))
     }
 }
 
@@ -59,10 +87,12 @@ impl OutputFile {
         options.read(true).write(true).create(true).truncate(false);
         let buffered = options.open(path)?;
         buffered.set_len(bytes)?;
-        match rustix::fs::fallocate(&buffered, rustix::fs::FallocateFlags::empty(), 0, bytes) {
-            // A file system that cannot reserve, or was interrupted, shows a full disk while it is written.
-            Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
+        if bytes > 0 {
+            match rustix::fs::fallocate(&buffered, rustix::fs::FallocateFlags::empty(), 0, bytes) {
+                // A file system that cannot reserve, or was interrupted, shows a full disk while it is written.
+                Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
         }
         let flags = i32::try_from(OFlags::DIRECT.bits()).expect("flags of open(2) are an int");
         let direct = options.custom_flags(flags).open(path).ok().filter(|direct| {
@@ -81,17 +111,23 @@ impl OutputFile {
     /// What the disk refuses.
     pub fn write_all_at(&self, mut bytes: &[u8], mut offset: u64, bounce: &mut Bounce) -> io::Result<()> {
         let Some(shared_page) = &self.shared_page else { return self.file.write_all_at(bytes, offset) };
-        let buffer = bounce.get();
         while !bytes.is_empty() {
             let within = (offset % PAGE as u64) as usize;
             let length = if within == 0 && bytes.len() >= PAGE {
                 let length = (bytes.len() / PAGE * PAGE).min(CHUNK);
+                if bytes.as_ptr().align_offset(PAGE) == 0 {
+                    self.file.write_all_at(&bytes[..length], offset)?;
+                    (bytes, offset) = (&bytes[length..], offset + length as u64);
+                    continue;
+                }
+                let buffer = bounce.get();
                 buffer[..length].copy_from_slice(&bytes[..length]);
                 self.file.write_all_at(&buffer[..length], offset)?;
                 length
             } else {
                 let length = bytes.len().min(PAGE - within);
                 let start = offset - within as u64;
+                let buffer = bounce.get();
                 let _held = shared_page.lock().expect("no thread panics while it holds the lock");
                 self.fill(&mut buffer[..PAGE], start)?;
                 buffer[within..within + length].copy_from_slice(&bytes[..length]);
@@ -142,6 +178,14 @@ impl OutputFile {
             }
         }
         Ok(found)
+    }
+
+    /// Sends what was written to the disk.
+    ///
+    /// # Errors
+    /// What the disk refuses.
+    pub fn sync_data(&self) -> io::Result<()> {
+        self.file.sync_data()
     }
 
     /// Sends everything to the disk. The last page was written whole; here the file gets its own size again.
