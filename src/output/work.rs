@@ -18,7 +18,7 @@ use super::quantizing;
 use crate::checkpoint::Edges;
 use crate::kernels::{self, Float};
 use crate::llama4::{Coding, Llama4, Plane, Weight};
-use crate::quant::{Errors, Layout};
+use crate::quant::{Errors, Layout, Method};
 
 /// Input that is resident at a time: small enough for a core's cache, large enough that giving pages back costs nothing.
 pub(super) const STRIPE_BYTES: usize = 4 << 20;
@@ -237,7 +237,11 @@ impl Work {
                 let zero_points: u64 = parts.iter().map(|part| quantizing::zero_point_bytes(model, part)).sum();
                 let rows = quantizing::stripe_rows_min(parts);
                 let solving = parts.iter().map(|part| quantizing::solving_bytes(model, part)).max().unwrap_or(0);
-                stripe(parts[0].weight, rows) + sums + zero_points + solving
+                let searching: u64 = parts.iter().map(|part| quantizing::searching_bytes(model, part)).sum();
+                let stripe = stripe(parts[0].weight, rows);
+                // The stripe's numbers times their factors are no more than twice its bytes.
+                let rescaled = if parts.iter().any(|part| part.target.method == Method::Awq) { stripe } else { 0 };
+                stripe + rescaled + sums + zero_points + solving + searching
             }
         }
     }

@@ -31,7 +31,7 @@ use crate::size::Size;
   l4tool convert CHECKPOINT -o scout-BF16.gguf --to gguf
   l4tool convert CHECKPOINT -o OUT --to hf --vision drop --dtype f16")]
 pub(crate) struct Arguments {
-    /// The checkpoint: a folder, a .safetensors file or a .pth file
+    /// The checkpoint: a folder, or a .safetensors, .gguf or .pth file
     checkpoint: PathBuf,
     /// The folder to make, or with --to gguf the file, if its name ends in .gguf
     #[arg(short, long = "output", value_name = "OUT")]

@@ -11,7 +11,7 @@ use l4::output::hash::sha256;
 use l4::output::partial::Existing;
 use l4::quant::Method;
 use l4::quant::recipe::Recipe;
-use l4::quant::scheme::Scheme;
+use l4::quant::scheme::{Knowledge, Scheme};
 use l4::tasks::gguf as gguf_task;
 use l4::tasks::gguf::rules::{self, Action, TypeRule};
 use l4::tasks::quantize::{CalibrationOptions, Job, Options, Selection, parse_method, patterns};
@@ -40,7 +40,7 @@ use crate::size::Size;
   l4tool quantize CHECKPOINT -o scout-Q4_K_M.gguf --scheme q4_k_m --stats stats.safetensors
   l4tool quantize CHECKPOINT -o OUT --int4 --group-size 64 --exclude '^layers\\.(0|47)\\.'")]
 pub(crate) struct Arguments {
-    /// The checkpoint: a folder, a .safetensors file, or, with --dry-run, hf://OWNER/NAME[@REVISION]
+    /// The checkpoint: a folder, a .safetensors or .gguf file, or, with --dry-run, hf://OWNER/NAME[@REVISION]
     checkpoint: PathBuf,
     /// The folder to make, or the file, if its name ends in .gguf
     #[arg(short, long = "output", value_name = "OUT")]
@@ -61,7 +61,8 @@ pub(crate) struct Arguments {
     /// Inputs that share a scale, for INT4 [default: 128]
     #[arg(long, value_name = "N")]
     group_size: Option<usize>,
-    /// How weights are rounded: rtn, search, gptq (with --data), or auto (INT4: gptq with data, search without; FP8: rtn)
+    /// How weights are rounded: rtn, search (FP8: with data), gptq or awq (INT4 with data), or auto (INT4: gptq with data,
+    /// search without; FP8: rtn)
     #[arg(long, value_name = "NAME", default_value = "auto")]
     method: String,
     #[command(flatten, next_help_heading = "Calibration")]
@@ -235,6 +236,14 @@ impl Arguments {
         self.calibrate || !self.data.data.is_empty()
     }
 
+    fn known(&self) -> Knowledge {
+        match (self.has_data(), &self.stats) {
+            (true, _) => Knowledge::Inputs,
+            (false, Some(_)) => Knowledge::Statistics,
+            (false, None) => Knowledge::Nothing,
+        }
+    }
+
     fn selection(&self) -> Result<Selection> {
         let method = parse_method(&self.method)?;
         let exclude = patterns("--exclude", &self.exclude)?;
@@ -248,13 +257,13 @@ impl Arguments {
             _ => bail!("name a scheme: --int4, --fp8, --scheme NAME or --recipe FILE"),
         };
         let scheme = Scheme::parse(name, self.group_size).map_err(Error::msg)?;
-        let method = scheme.method(method, self.has_data()).map_err(Error::msg)?;
+        let method = scheme.method(method, self.known()).map_err(Error::msg)?;
         Ok(Selection::Uniform { scheme, method, include: patterns("--include", &self.include)?, exclude })
     }
 
     fn recipe(&self, path: &std::path::Path, method: Option<Method>, exclude: Vec<regex::Regex>) -> Result<Selection> {
         let text = read_recipe(path)?;
-        let recipe = Recipe::parse(&text, method, self.has_data())
+        let recipe = Recipe::parse(&text, method, self.known())
             .map_err(|error| anyhow!("the recipe `{}`: {error}", path.display()));
         let recipe =
             recipe.map_err(|error| hint(error.to_string(), "docs/recipes.md shows how a recipe is written"))?;

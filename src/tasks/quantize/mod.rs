@@ -5,6 +5,7 @@
 
 mod calibrate;
 mod choose;
+mod factors;
 mod moments;
 mod policy;
 mod report;
@@ -269,11 +270,11 @@ fn check_data(choice: &Choice, given: bool, is_of_use: bool) -> Result<()> {
     if given && !is_of_use {
         return Err(hint(
             "nothing that was asked for makes use of calibration data",
-            "INT4 with the methods gptq and search does, and `fp8-static`; or leave `--data` out",
+            "INT4 with the methods gptq, awq and search does, FP8 with search, and `fp8-static`; or leave `--data` out",
         ));
     }
     let wanting = choice.targets.iter().flatten();
-    let mut wanting = wanting.filter(|target| target.method == Method::Gptq || target.scheme.needs_data());
+    let mut wanting = wanting.filter(|target| target.method.needs_data() || target.scheme.needs_data());
     match wanting.next() {
         Some(target) if !given => {
             let what = if target.scheme.needs_data() { "the scheme" } else { "the method" };
@@ -294,10 +295,6 @@ fn check_data(choice: &Choice, given: bool, is_of_use: bool) -> Result<()> {
 pub fn parse_method(name: &str) -> Result<Option<Method>> {
     match name {
         "auto" => Ok(None),
-        "awq" => Err(hint(
-            "method `awq` is not part of this version",
-            "`--method gptq` makes better use of calibration data",
-        )),
         other => other.parse().map(Some).map_err(anyhow::Error::msg),
     }
 }
