@@ -9,6 +9,7 @@ use std::ops::Range;
 use anyhow::Result;
 
 use super::assembling::Assembled;
+use super::encoding::Encoded;
 use super::evidence::Evidence;
 use super::gathering::{self, Strip};
 use super::modules::Target;
@@ -54,6 +55,8 @@ pub enum Work {
     Quantize(Vec<Quantized>),
     /// Plain floats from whatever they are stored as.
     Assemble(Assembled),
+    /// Rows of a matrix in a block format of ggml.
+    Encode(Encoded),
 }
 
 /// Rows of one matrix, to be quantized.
@@ -170,6 +173,7 @@ impl Work {
         match self {
             Self::Quantize(parts) => parts.len(),
             Self::Assemble(part) => part.weights.len(),
+            Self::Encode(_) => 1,
             Self::Copy { .. } | Self::Unfuse { .. } | Self::Gather { .. } => 0,
         }
     }
@@ -182,6 +186,7 @@ impl Work {
             Self::Gather { strips, .. } => return strips[0].tensor,
             Self::Quantize(parts) => parts[0].weight,
             Self::Assemble(part) => part.weights[0],
+            Self::Encode(part) => part.weight,
         };
         match model.weights[weight].coding {
             Coding::Plain(plane) => plane.tensor,
@@ -205,6 +210,7 @@ impl Work {
             Self::Gather { strips, rows, .. } => gathering::bytes(strips, *rows),
             Self::Quantize(parts) => parts.iter().map(|part| rows(part.weight, &part.outs)).sum(),
             Self::Assemble(part) => part.source_bytes(model),
+            Self::Encode(part) => part.source_bytes(model),
         }
     }
 
@@ -223,6 +229,7 @@ impl Work {
         match self {
             Self::Copy { .. } => 0,
             Self::Assemble(part) => part.working_bytes(model),
+            Self::Encode(part) => part.working_bytes(model),
             Self::Unfuse { weight, .. } => stripe(*weight, 1),
             Self::Gather { strips, rows, .. } => gathering::touched(strips, *rows),
             Self::Quantize(parts) => {
@@ -273,6 +280,10 @@ impl Work {
                 let (mut slots, _) = buffers.prepare(writes);
                 part.run(model, slots[0].get_mut())
             }
+            Self::Encode(part) => {
+                let (mut slots, _) = buffers.prepare(writes);
+                part.run(model, evidence, slots[0].get_mut())
+            }
         }
     }
 
@@ -280,7 +291,7 @@ impl Work {
     pub fn results<'a>(&self, model: &'a Llama4, buffers: &'a Buffers, writes: &[Region]) -> Vec<&'a [u8]> {
         match self {
             Self::Copy { tensor, range, .. } => vec![model.checkpoint.range(*tensor, range.clone())],
-            Self::Unfuse { .. } | Self::Gather { .. } | Self::Quantize(_) | Self::Assemble(_) => {
+            Self::Unfuse { .. } | Self::Gather { .. } | Self::Quantize(_) | Self::Assemble(_) | Self::Encode(_) => {
                 buffers.written(writes)
             }
         }

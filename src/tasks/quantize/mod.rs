@@ -27,7 +27,7 @@ use crate::output::executor::{self, Run};
 use crate::output::job;
 use crate::output::modules::plan_weights;
 use crate::output::origin;
-use crate::output::partial::Existing;
+use crate::output::partial::{Existing, Form};
 use crate::output::plan::{Plan, PlanBuilder};
 use crate::output::quantization_config::quantization_config;
 use crate::progress::Control;
@@ -189,6 +189,7 @@ impl<'a> Job<'a> {
             plan: &self.plan,
             companions: &self.companions,
             out: &self.options.out,
+            form: Form::Folder,
             existing: self.options.existing,
             hash_source: self.options.hash_source,
         }
