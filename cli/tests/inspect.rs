@@ -211,7 +211,7 @@ fn what_is_no_llama_4_checkpoint_is_called_by_its_name() {
     fs::write(dir.path().join("model.gguf"), b"GGUF\x03\0\0\0rest of it").unwrap();
     for path in [dir.path().to_owned(), dir.path().join("model.gguf")] {
         let error = refused(&path);
-        assert!(error.contains("model.gguf`: 8 bytes should follow byte 8"), "{error}");
+        assert!(error.contains("model.gguf`: 8 bytes should follow byte 16, and 2 do"), "{error}");
     }
 
     let meta = tempfile::tempdir().unwrap();

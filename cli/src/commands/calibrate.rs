@@ -26,7 +26,7 @@ Examples:
   l4tool calibrate --merge monday.stats tuesday.stats -o both.stats"
 )]
 pub(crate) struct Arguments {
-    /// The checkpoint: a folder or a .safetensors file
+    /// The checkpoint: a folder, a .safetensors file or a .gguf file
     #[arg(required_unless_present = "merge")]
     checkpoint: Option<PathBuf>,
     #[command(flatten)]

@@ -21,7 +21,7 @@ use crate::render;
   l4tool diff scout-int4 Llama-4-Scout-17B-16E-Instruct --all
   l4tool diff A B --json | jq '.weights[] | select(.status == \"different\") | .name'")]
 pub(crate) struct Arguments {
-    /// The first checkpoint: a folder or a .safetensors file
+    /// The first checkpoint: a folder, a .safetensors file or a .gguf file
     a: PathBuf,
     /// The second checkpoint
     b: PathBuf,

@@ -21,7 +21,7 @@ use crate::render;
   l4tool verify scout-int4 --against Llama-4-Scout-17B-16E-Instruct --max-kl 0.05 --min-top1 0.9
   l4tool verify scout-int4 --text book.txt --tokens 2048 --json | jq .perplexity")]
 pub(crate) struct Arguments {
-    /// The checkpoint: a folder or a .safetensors file
+    /// The checkpoint: a folder, a .safetensors file or a .gguf file
     checkpoint: PathBuf,
     /// The checkpoint that it should compute the same as
     #[arg(long, value_name = "REFERENCE")]

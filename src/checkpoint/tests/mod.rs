@@ -1,6 +1,7 @@
 //! Opening good, damaged and hostile checkpoints. Files are written by hand, byte for byte: no writer of ours is involved.
 
 mod folders;
+mod gguf;
 mod headers;
 mod large;
 mod later;

@@ -82,8 +82,9 @@ fn coding(tensor: &TensorInfo, id: TensorId, wanted: &Expected, experts: usize) 
     if tensor.dtype.block_len() == 1 {
         return Err(format!("is {}, which is neither a float nor a block format", tensor.dtype));
     }
-    if wanted.shape.len() != 2 {
-        return Err(format!("is {}, and is not a matrix", tensor.dtype));
+    // llama.cpp quantizes neither.
+    if wanted.shape.len() != 2 || wanted.role == Role::Router {
+        return Err(format!("is {}, and is no matrix that is quantized", tensor.dtype));
     }
     Ok(Coding::Blocks { tensor: id, dtype: tensor.dtype, offset })
 }

@@ -5,6 +5,7 @@
 
 mod experts;
 mod foreign;
+mod gguf;
 mod memory;
 mod settings;
 mod tensors;
@@ -17,6 +18,7 @@ use serde::Serialize;
 
 pub use crate::llama4::memory::{Device, KvBytes, KvCache, USABLE};
 pub use experts::ExpertLayer;
+pub use gguf::{GgufFacts, GgufFile};
 pub use memory::{Fit, Memory, SchemeMemory, Suggestion};
 pub use settings::{RopeSettings, Settings, VisionSettings};
 pub use tensors::TensorLine;
@@ -27,7 +29,7 @@ use crate::llama4::{Dialect, Expected, Llama4, Problem, ProblemKind, Role, expec
 /// What to inspect.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// A folder or a safetensors file.
+    /// A folder, or a file with tensors.
     pub source: PathBuf,
 }
 
@@ -56,6 +58,8 @@ pub struct Report {
     pub components: Vec<Component>,
     /// How it is quantized.
     pub quantization: Quantization,
+    /// What GGUF files say of themselves; none for another container.
+    pub gguf: Option<GgufFacts>,
     /// The files.
     pub files: Vec<FileLine>,
     /// Every tensor, by file and position in it.
@@ -181,6 +185,7 @@ pub fn describe(source: &Path, model: &Llama4) -> Report {
         dtypes: dtypes(model),
         components,
         quantization,
+        gguf: gguf::facts(model),
         files: files(model),
         tensors: tensors::lines(model, &promised),
         experts: experts::layers(model),

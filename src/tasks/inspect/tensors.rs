@@ -69,7 +69,7 @@ fn line(model: &Llama4, id: usize, prefixes: Prefixes, places: &HashMap<&str, &E
         part: None,
         weights: 0,
     };
-    if model.dialect == Dialect::Meta {
+    if model.dialect != Dialect::HuggingFace {
         let weight = model.owner[id].map(|index| &model.weights[index]);
         line.role = weight.map(|weight| weight.role.component());
         line.layer = weight.and_then(|weight| weight.layer);

@@ -1,6 +1,6 @@
 //! Everything at a glance.
 
-use l4::tasks::inspect::{Report, Settings};
+use l4::tasks::inspect::{GgufFacts, Report, Settings};
 
 use super::problems;
 use super::words::{BAD, GOOD, counted, kv_cache, painted, spaced};
@@ -26,6 +26,9 @@ pub(crate) fn summary(report: &Report, color: bool, all_problems: bool) -> Strin
         ),
     );
     line("tensors", format!("{} in {}", grouped(report.tensors.len() as u64), files(report)));
+    if let Some(gguf) = &report.gguf {
+        line("file type", file_type(gguf));
+    }
     line("size", format!("{} bytes ({}, {})", grouped(report.bytes), decimal(report.bytes), binary(report.bytes)));
     line("dtypes", dtypes(report));
     for (index, scheme) in quantization(report).into_iter().enumerate() {
@@ -72,6 +75,18 @@ fn files(report: &Report) -> String {
         1 => format!("one {} file", report.format),
         number => format!("{} {} files", grouped(number as u64), report.format),
     }
+}
+
+/// What llama.cpp calls the mix, and the version of the container.
+fn file_type(gguf: &GgufFacts) -> String {
+    let mut versions: Vec<u32> = gguf.files.iter().map(|file| file.version).collect();
+    versions.sort_unstable();
+    versions.dedup();
+    let versions: Vec<String> = versions.iter().map(u32::to_string).collect();
+    let kind = gguf.file_type.as_deref().unwrap_or("not said");
+    let parts = gguf.files.iter().filter_map(|file| file.part).map(|(_, count)| count).max();
+    let split = parts.map_or_else(String::new, |count| format!(", split into {count}"));
+    format!("{kind}, GGUF version {}{split}", versions.join(" and "))
 }
 
 fn dtypes(report: &Report) -> String {
