@@ -192,7 +192,8 @@ fn converted_back_it_is_the_checkpoint_that_it_came_from() {
     let options = verify::Options { checkpoint: source, against: Some(out), tokens: 60, ..verify::Options::default() };
     let report = verify::run(&options, &control(&stop)).unwrap();
     assert!(report.problems.is_empty(), "{:?}", report.problems);
-    assert!(report.logits.unwrap().kl_max < 1e-9, "{:?}", report.logits);
+    let kl = report.logits.unwrap().kl_max;
+    assert!(kl < 1e-9, "{kl}");
 }
 
 #[test]

@@ -24,7 +24,7 @@ fn every_command_takes_a_file() {
     let verified =
         run(l4tool("verify --tokens 40 --json").arg(testdata("gguf/cut-q4_k_m.gguf")).arg("--text").arg(&eval));
     assert!(verified.ok().json()["perplexity"]["candidate"].as_f64().unwrap() > 1.0);
-    run(l4tool("routing --data").arg(&eval).arg(&small).args(["--samples", "2", "--seq-len", "32"])).ok();
+    run(l4tool("routing --samples 2 --seq-len 32").arg(&small).arg("--data").arg(&eval)).ok();
 
     // Quantized from BF16, it is a checkpoint like any other.
     let out = scratch.path("fp8");
