@@ -8,7 +8,7 @@ use divan::{Bencher, black_box};
 use half::bf16;
 use l4::kernels::Float;
 use l4::kernels::gemm::{GemmPath, Layout, Threads, View, ViewMut, matmul_with};
-use l4::quant::gptq::{Factor, FactorOptions, PIECE, Params, quantize_int4};
+use l4::quant::gptq::{Factor, PIECE, Params, quantize_int4};
 use l4::quant::int4::Int4Out;
 use l4::quant::{Block, ErrorSums, Hessian};
 use rayon::prelude::*;
@@ -45,7 +45,7 @@ fn hessian(inputs: usize, rows: usize) -> Hessian {
 }
 
 fn solve(factor: &Factor, outs: usize, weights: &[u8]) -> f64 {
-    let (ins, params) = (factor.inputs(), Params { group_size: 128, symmetric: true, tries: 1 });
+    let (ins, params) = (factor.inputs(), Params { group_size: 128, symmetric: true });
     let block = Block::new(weights, Float::BF16, Layout::InOut, outs, (outs, ins));
     let stripes: Vec<usize> = (0..outs).step_by(PIECE).collect();
     let errors = stripes.into_par_iter().map(|first| {
@@ -94,9 +94,9 @@ fn moments(bencher: Bencher<'_, '_>, (inputs, rows): (usize, usize)) {
 #[divan::bench(args = [HIDDEN, INNER], sample_count = 3, sample_size = 1)]
 fn factor(bencher: Bencher<'_, '_>, inputs: usize) {
     let hessian = hessian(inputs, 1000);
-    bencher.with_inputs(|| hessian.clone()).bench_local_values(|hessian| {
-        Factor::new(Threads::Pool, hessian, &FactorOptions::default()).expect("a factor")
-    });
+    bencher
+        .with_inputs(|| hessian.clone())
+        .bench_local_values(|hessian| Factor::new(Threads::Pool, hessian, 0.01).expect("a factor"));
 }
 
 /// Gate and up (8192 x 5120 each, one factor) and down (5120 x 8192), second moments given.
@@ -105,11 +105,10 @@ fn expert(bencher: Bencher<'_, '_>) {
     let (gate_up, down) = (hessian(HIDDEN, 1000), hessian(INNER, 1000));
     let (gate_up_weights, down_weights) = (bf16_weights(2 * INNER * HIDDEN), bf16_weights(HIDDEN * INNER));
     bencher.with_inputs(|| (gate_up.clone(), down.clone())).bench_local_values(|(gate_up, down)| {
-        let options = FactorOptions::default();
-        let gate_up = Factor::new(Threads::Pool, gate_up, &options).expect("a factor");
+        let gate_up = Factor::new(Threads::Pool, gate_up, 0.01).expect("a factor");
         let first = solve(&gate_up, 2 * INNER, &gate_up_weights);
         drop(gate_up);
-        let down = Factor::new(Threads::Pool, down, &options).expect("a factor");
+        let down = Factor::new(Threads::Pool, down, 0.01).expect("a factor");
         first + solve(&down, HIDDEN, &down_weights)
     });
 }

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Measures what the methods for INT4 cost on text: the table of docs/accuracy.md.
+"""Measures what the methods cost on text: the tables of docs/accuracy.md.
 
     accuracy.py [--samples 16,96] [--llmcompressor PYTHON] [--l4tool PATH]
 
@@ -59,9 +59,10 @@ def main():
     print("| --- | --- | --- | --- | --- |")
     with tempfile.TemporaryDirectory() as work:
         work = Path(work)
-        runs = [("rtn", 0, "--method rtn"), ("search", 0, "--method search")]
+        runs = [("rtn", 0, "--int4 --method rtn"), ("search", 0, "--int4 --method search"), ("FP8, rtn", 0, "--fp8")]
         for samples in map(int, arguments.samples.split(",")):
-            runs += [("search", samples, "--method search"), ("gptq", samples, "--method gptq")]
+            runs += [(method, samples, f"--int4 --method {method}") for method in ("search", "awq", "gptq")]
+            runs.append(("FP8, search", samples, "--fp8 --method search"))
             if arguments.llmcompressor:
                 runs.append(("llm-compressor's GPTQ", samples, None))
         for index, (name, samples, flags) in enumerate(runs):
@@ -72,7 +73,7 @@ def main():
                 script = [arguments.llmcompressor, ROOT / "interop/gptq_by_llmcompressor.py", MODEL, out, "--tokens", tokens]
                 subprocess.run(script, check=True, stdout=subprocess.DEVNULL)
             else:
-                command = [arguments.l4tool, "-q", "quantize", MODEL, "-o", out, "--int4", *flags.split()]
+                command = [arguments.l4tool, "-q", "quantize", MODEL, "-o", out, *flags.split()]
                 if samples:
                     command += ["--data", tokens, "--samples", str(samples), "--seq-len", str(LENGTH)]
                 subprocess.run(command, check=True, stdout=subprocess.DEVNULL)

@@ -1,6 +1,6 @@
 //! The whole program on real sizes, against `cp` of the same bytes in the same minutes: time, speed, peak memory.
 //!
-//! `cargo bench -p l4tool --bench end_to_end`; `docs/performance.md` says how it measures. It makes its input itself and
+//! `cargo bench --workspace --bench end_to_end`; `docs/performance.md` says how it measures. It makes its input itself and
 //! removes it afterwards. It knows the program from outside only. Smaller, for a quick look:
 //!
 //! | variable | default | what |
@@ -23,7 +23,7 @@ use serde_json::Value;
 const LIMITS: [&str; 4] = ["--threads", "2", "--memory", "1G"];
 
 /// Lines of the table: a name and, except for `cp`, the flags of `quantize`.
-const LINES: [(&str, &[&str]); 7] = [
+const LINES: [(&str, &[&str]); 10] = [
     ("cp", &[]),
     ("cp, synced", &[]),
     ("--int4 --method rtn", &["--int4", "--method", "rtn"]),
@@ -31,6 +31,9 @@ const LINES: [(&str, &[&str]); 7] = [
     ("--scheme w4a16-asym", &["--scheme", "w4a16-asym"]),
     ("--fp8", &["--fp8"]),
     ("--scheme fp8-block", &["--scheme", "fp8-block"]),
+    ("--scheme q8_0", &["--scheme", "q8_0"]),
+    ("--scheme q4_0", &["--scheme", "q4_0"]),
+    ("--scheme q4_k_m", &["--scheme", "q4_k_m"]),
 ];
 
 /// One run.
@@ -61,60 +64,48 @@ fn scout(folder: &Path, experts: usize, rounds: usize) -> Result<()> {
     write_real_layers(&source, Kind::Scout, 1, Some(experts), false)?;
     let bytes = folder_bytes(&source)?;
     println!("One layer of Scout, {experts} experts, {:.2} GB, {}, {rounds} rounds", giga(bytes), LIMITS.join(" "));
-    let mut runs: Vec<Vec<Run>> = LINES.iter().map(|_| Vec::new()).collect();
+    let names = LINES.map(|(name, _)| name);
+    compare(&source, &out, &names, rounds, |line| quantize(&source, &out, LINES[line].1))?;
+    Ok(fs::remove_dir_all(&source)?)
+}
+
+/// Runs every line `rounds` times in turn and prints the table; lines called `cp` copy, the others are for `run`.
+fn compare(source: &Path, out: &Path, names: &[&str], rounds: usize, run: impl Fn(usize) -> Result<Run>) -> Result<()> {
+    let bytes = folder_bytes(source)?;
+    let mut runs: Vec<Vec<Run>> = names.iter().map(|_| Vec::new()).collect();
     for _ in 0..rounds {
-        for ((name, flags), runs) in LINES.iter().zip(&mut runs) {
-            read_all(&source)?;
-            runs.push(if flags.is_empty() {
-                copy(&source, &out, *name != "cp")?
-            } else {
-                quantize(&source, &out, flags)?
-            });
-            fs::remove_dir_all(&out)?;
+        for (line, (name, runs)) in names.iter().zip(&mut runs).enumerate() {
+            read_all(source)?;
+            runs.push(if name.starts_with("cp") { copy(source, out, *name != "cp")? } else { run(line)? });
+            fs::remove_dir_all(out)?;
         }
     }
     let medians: Vec<f64> = runs.iter().map(|runs| median(runs.iter().map(|run| run.seconds).collect())).collect();
     println!("{:<22}{:>9}{:>9}{:>9}{:>12}{:>12}", "", "seconds", "GB/s", "to cp", "to synced", "peak MiB");
-    for (((name, _), runs), seconds) in LINES.iter().zip(&runs).zip(&medians) {
-        let peak = runs.iter().filter_map(|run| run.peak_memory_bytes).max();
-        let peak = peak.map_or_else(|| "-".to_owned(), mebi);
+    for ((name, runs), seconds) in names.iter().zip(&runs).zip(&medians) {
+        let peak = runs.iter().filter_map(|run| run.peak_memory_bytes).max().map_or_else(|| "-".to_owned(), mebi);
         let (speed, to_copy, to_synced) = (giga(bytes) / seconds, seconds / medians[0], seconds / medians[1]);
         println!("{name:<22}{seconds:>9.2}{speed:>9.2}{to_copy:>9.2}{to_synced:>12.2}{peak:>12}");
     }
-    Ok(fs::remove_dir_all(&source)?)
+    Ok(())
 }
 
-/// The same layer in FP8, repacked: nothing but copies, so `cp` of the same bytes is what it is held against.
+/// The same layer in FP8, repacked: nothing but copies, so `cp` of the same bytes is what it is held against. The output is cut into
+/// four files, as many as the whole of Scout has in INT4 by default: each is hashed by one thread at a time.
 fn repack(folder: &Path, experts: usize, rounds: usize) -> Result<()> {
-    const LAYOUTS: [&str; 3] = ["scout-1xh100", "maverick-8xh100", "hf"];
+    const FILES: u64 = 4;
     let (plain, source, out) = (folder.join("scout"), folder.join("scout-fp8"), folder.join("scout-out"));
     write_real_layers(&plain, Kind::Scout, 1, Some(experts), false)?;
     quantize(&plain, &source, &["--fp8"])?;
     fs::remove_dir_all(&plain)?;
     let bytes = folder_bytes(&source)?;
     println!("\nRepacking {:.2} GB of FP8, {}, {rounds} rounds", giga(bytes), LIMITS.join(" "));
-    let names = ["cp", "cp, synced"].into_iter().chain(LAYOUTS);
-    let mut runs: Vec<Vec<Run>> = names.clone().map(|_| Vec::new()).collect();
-    for _ in 0..rounds {
-        for (name, runs) in names.clone().zip(&mut runs) {
-            read_all(&source)?;
-            runs.push(if name.starts_with("cp") {
-                copy(&source, &out, name != "cp")?
-            } else {
-                let ranks = experts.min(8).to_string();
-                let ranks: &[&str] = if name.starts_with("maverick") { &["--ranks", &ranks] } else { &[] };
-                write("repack", &source, &out, &[&["--layout", name, "--ignore-fit"], ranks].concat())?
-            });
-            fs::remove_dir_all(&out)?;
-        }
-    }
-    let medians: Vec<f64> = runs.iter().map(|runs| median(runs.iter().map(|run| run.seconds).collect())).collect();
-    println!("{:<22}{:>9}{:>9}{:>9}{:>12}{:>12}", "", "seconds", "GB/s", "to cp", "to synced", "peak MiB");
-    for ((name, runs), seconds) in names.zip(&runs).zip(&medians) {
-        let peak = runs.iter().filter_map(|run| run.peak_memory_bytes).max().map_or_else(|| "-".to_owned(), mebi);
-        let (speed, to_copy, to_synced) = (giga(bytes) / seconds, seconds / medians[0], seconds / medians[1]);
-        println!("{name:<22}{seconds:>9.2}{speed:>9.2}{to_copy:>9.2}{to_synced:>12.2}{peak:>12}");
-    }
+    let (shard, ranks) = ((bytes / FILES).to_string(), experts.min(8).to_string());
+    let names = ["cp", "cp, synced", "scout-1xh100", "hf", "maverick-8xh100"];
+    compare(&source, &out, &names, rounds, |line| {
+        let files: [&str; 2] = if line < 4 { ["--shard-size", &shard] } else { ["--ranks", &ranks] };
+        write("repack", &source, &out, &[&["--layout", names[line], "--ignore-fit"], &files[..]].concat())
+    })?;
     Ok(fs::remove_dir_all(&source)?)
 }
 

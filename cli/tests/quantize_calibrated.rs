@@ -9,16 +9,19 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use common::oracle::{int4_matrix, source_matrix};
 use common::{
     Scratch, assert_same, contents, journal_lines, l4tool, partial, quantize, read_json, read_model, run, start,
     testdata, wait_until,
 };
-use l4_testkit::Rng;
+use l4_testkit::{Rng, Spec};
 use serde_json::Value;
 
 /// The models in `testdata/`, with options that suit their shapes.
 const SCOUT: (&str, &str) = ("tiny-scout", "--int4 --calibrate --samples 4 --seq-len 48");
 const MAVERICK: (&str, &str) = ("tiny-maverick", "--int4 --group-size 32 --calibrate --samples 3 --seq-len 40");
+
+const AWQ: (&str, &str) = ("tiny-scout", "--int4 --method awq --calibrate --samples 4 --seq-len 48");
 
 /// The note about every weight in the headers of the weight files.
 fn notes(folder: &Path) -> BTreeMap<String, String> {
@@ -42,9 +45,13 @@ fn notes(folder: &Path) -> BTreeMap<String, String> {
 #[test]
 fn threads_memory_and_kernels_do_not_show() {
     let scratch = Scratch::new();
-    for (name, flags) in
-        [SCOUT, MAVERICK, ("tiny-maverick", "--scheme fp8-static --calibrate --samples 3 --seq-len 40")]
-    {
+    let others = [
+        ("tiny-maverick", "--scheme fp8-static --calibrate --samples 3 --seq-len 40"),
+        ("tiny-scout", "--scheme fp8-static --method search --calibrate --samples 3 --seq-len 40"),
+        ("tiny-maverick", "--fp8 --method search --calibrate --samples 3 --seq-len 40"),
+        ("tiny-maverick", "--scheme w4a16-asym --group-size 32 --method awq --calibrate --samples 3 --seq-len 40"),
+    ];
+    for (name, flags) in [SCOUT, MAVERICK, AWQ].into_iter().chain(others) {
         let reference = scratch.path(&format!("{name}-{}", flags.len()));
         run(&mut quantize(&testdata(name), &reference, &format!("{flags} --threads 1"))).ok();
         let machine =
@@ -63,8 +70,8 @@ fn threads_memory_and_kernels_do_not_show() {
 fn killed_at_random_moments_and_run_again_gives_the_same_bytes() {
     let scratch = Scratch::new();
     let mut rng = Rng::new(11, "calibrated kills");
-    for (name, flags) in [SCOUT, MAVERICK] {
-        let source = testdata(name);
+    for (model, flags) in [SCOUT, MAVERICK, AWQ] {
+        let (source, name) = (testdata(model), format!("{model}-{}", flags.len()));
         let expected = scratch.path(&format!("expected-{name}"));
         let began = Instant::now();
         run(&mut quantize(&source, &expected, flags)).ok();
@@ -141,7 +148,14 @@ fn experts_that_saw_little_or_nothing_are_quantized_and_told_of() {
     let scratch = Scratch::new();
     let text = scratch.path("short.txt");
     fs::write(&text, "It was a dark and stormy night; the rain fell in torrents.").unwrap();
-    for scheme in ["--int4 --group-size 32", "--int4 --group-size 32 --method search", "--scheme fp8-static"] {
+    let schemes = [
+        "--int4 --group-size 32",
+        "--int4 --group-size 32 --method search",
+        "--int4 --group-size 32 --method awq",
+        "--fp8 --method search",
+        "--scheme fp8-static",
+    ];
+    for scheme in schemes {
         let out = scratch.path("out");
         let flags = format!("{scheme} --data {} --seq-len 500 --json", text.display());
         let report = run(&mut quantize(&testdata("tiny-maverick"), &out, &flags)).ok().json();
@@ -238,6 +252,84 @@ fn gptq_beats_search_and_search_beats_rounding() {
     let search = divergence("search", &format!("--int4 --method search {data}"));
     let gptq = divergence("gptq", &format!("--int4 {data}"));
     assert!(gptq < 0.9 * search && search < rtn, "gptq {gptq}, search {search}, rtn {rtn}");
+    let awq = divergence("awq", &format!("--int4 --method awq {data}"));
+    assert!(gptq < awq && awq < search, "gptq {gptq}, awq {awq}, search {search}");
+}
+
+/// For each row or column of a matrix, its values in `values` over those in `source`, by least squares.
+fn ratios(source: &[f32], values: &[f32], columns: usize, by_row: bool) -> Vec<f64> {
+    let count = if by_row { source.len() / columns } else { columns };
+    let (mut both, mut own) = (vec![0.0; count], vec![0.0; count]);
+    for (index, (w, v)) in source.iter().zip(values).enumerate() {
+        let at = if by_row { index / columns } else { index % columns };
+        both[at] += f64::from(*w) * f64::from(*v);
+        own[at] += f64::from(*w) * f64::from(*w);
+    }
+    both.iter().zip(own).map(|(both, own)| both / own).collect()
+}
+
+/// What `down`'s inputs are multiplied with, `up`'s outputs are divided by, in every network; and the model computes the same.
+#[test]
+fn awq_divides_up_by_what_it_multiplies_down_with() {
+    let scratch = Scratch::new();
+    let spec = Spec {
+        vocab_size: 2048,
+        tokenizer: true,
+        hidden_size: 64,
+        intermediate_size: 128,
+        intermediate_size_mlp: 192,
+        ..Spec::maverick_like()
+    };
+    let random = scratch.checkpoint("random", &spec);
+    let text = scratch.path("long.txt");
+    fs::write(&text, fs::read(testdata("text/eval.txt")).unwrap()).unwrap();
+    let data = format!("--method awq --data {} --samples 8 --seq-len 128", text.display());
+    // Random weights make inner activations that hardly differ.
+    for (source, scheme, kl, least) in [
+        (testdata("tiny-scout"), "--int4", 0.03, 1000),
+        (random.clone(), "--scheme w4a16-asym --group-size 32", 0.01, 50),
+        (random, "--int4 --group-size 64", 0.01, 50),
+    ] {
+        let out = scratch.path("out");
+        run(&mut quantize(&source, &out, &format!("{scheme} {data}"))).ok();
+        let (plain, quantized) = (read_model(&source), read_model(&out));
+        let ups = quantized.keys().filter_map(|name| name.strip_suffix("up_proj.weight_packed"));
+        let (mut networks, mut far) = (0, 0);
+        for network in ups {
+            let ratios = |name: &str, by_row: bool| {
+                let module = format!("{network}{name}");
+                let values = int4_matrix(&quantized, &module);
+                let columns = quantized[&format!("{module}.weight_packed")].shape[1] * 8;
+                ratios(&source_matrix(&plain, &module), &values, columns, by_row)
+            };
+            for (up, down) in ratios("up_proj", true).into_iter().zip(ratios("down_proj", false)) {
+                assert!((up * down - 1.0).abs() < 0.12, "{network}: {up} {down}");
+                far += usize::from((up - 1.0).abs() > 0.2);
+            }
+            assert!(ratios("gate_proj", true).iter().all(|ratio| (ratio - 1.0).abs() < 0.06), "{network}");
+            networks += 1;
+        }
+        assert!(networks >= 68 && far > least, "{networks} {far}");
+        let mut verify = l4tool("verify --tokens 300 --json");
+        let report = run(verify.arg(&out).arg("--against").arg(&source).arg("--text").arg(&text)).ok().json();
+        let mean = report["logits"]["kl_mean"].as_f64().unwrap();
+        assert!(mean < kl, "{scheme}: {mean}");
+        fs::remove_dir_all(&out).unwrap();
+    }
+}
+
+/// Factors need both matrices; what else is asked for is searched, and said.
+#[test]
+fn awq_without_its_pair_is_a_search() {
+    let scratch = Scratch::new();
+    let source = testdata("tiny-scout");
+    let data = "--calibrate --samples 4 --seq-len 48 --include shared_expert.down --include o_proj";
+    let (awq, search) = (scratch.path("awq"), scratch.path("search"));
+    let done = run(&mut quantize(&source, &awq, &format!("--int4 --method awq {data}"))).ok();
+    assert!(done.stderr.contains("8 weights with the method awq get no factors"), "{}", done.stderr);
+    run(&mut quantize(&source, &search, &format!("--int4 --method search {data}"))).ok();
+    let (awq, search) = (read_model(&awq), read_model(&search));
+    assert!(awq.iter().all(|(name, tensor)| tensor.data == search[name].data));
 }
 
 /// Statistics that were written before serve the search as the text itself would.
@@ -269,6 +361,12 @@ fn statistics_stand_for_text() {
         .sum();
     let total: usize = ours.values().map(|tensor| tensor.data.len()).sum();
     assert!(differing * 1000 < total, "{differing} of {total} bytes");
+    // FP8's scales can be searched by them as well.
+    let flags = format!("--fp8 --method search --json --stats {}", stats.display());
+    let report = run(&mut quantize(&testdata("tiny-scout"), &out, &flags)).ok().json();
+    assert!(report["rel_rms_error"].as_f64().unwrap() < 1.1 * report["rel_rms_error_rtn"].as_f64().unwrap());
+    assert_eq!(report["weights"][0]["policy"], "search-weighted");
+    fs::remove_dir_all(&out).unwrap();
     run(&mut quantize(
         &testdata("tiny-maverick"),
         &out,

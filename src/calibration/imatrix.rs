@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use super::Place;
 use super::statistics::{Layout, Meta, Sink, place_name, router_name};
-use crate::checkpoint::gguf::{self, Gguf, GgufTensor, Value};
+use crate::checkpoint::gguf::{self, Content, Gguf, GgufTensor, Value};
 use crate::dtype::Dtype;
 use crate::error::hint;
 
@@ -84,12 +84,13 @@ impl ImatrixPlan {
         let sequences: u64 = meta.data.iter().map(|part| part.sequences).sum();
         let longest = meta.data.iter().map(|part| part.longest).max().unwrap_or(0);
         let small = |number: u64| Value::U32(u32::try_from(number).unwrap_or(u32::MAX));
-        let values = [
-            (TYPE_KEY, Value::String("imatrix".into())),
-            (CHUNK_COUNT_KEY, small(sequences)),
-            (CHUNK_SIZE_KEY, small(longest)),
+        let keys = [
+            (TYPE_KEY, Content::Value(Value::String("imatrix".into()))),
+            (CHUNK_COUNT_KEY, Content::Value(small(sequences))),
+            (CHUNK_SIZE_KEY, Content::Value(small(longest))),
+            (DATASETS_KEY, Content::Strings(datasets)),
         ];
-        let layout = gguf::encode(&values, &[(DATASETS_KEY, &datasets)], &tensors);
+        let layout = gguf::encode(&keys.map(|(key, content)| (key.to_owned(), content)), &tensors);
         let none = || vec![Vec::new(); statistics.entries.len()];
         let (mut sums, mut counts, mut whole) = (none(), none(), Vec::new());
         for ((source, routed), offsets) in from.into_iter().zip(layout.offsets.chunks_exact(2)) {

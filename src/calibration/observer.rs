@@ -65,6 +65,11 @@ impl Site {
         }
     }
 
+    /// Whether its rows go into the first two matrices of a feed-forward network.
+    pub fn is_gate_up(self) -> bool {
+        matches!(self.place, Place::DenseGateUp | Place::SharedGateUp | Place::ExpertGateUp(_))
+    }
+
     /// Width of a row.
     pub fn width(self, text: &TextConfig) -> usize {
         match self.place {

@@ -307,7 +307,9 @@ impl<'a> Run<'a> {
         let mut mismatches = 0;
         loop {
             let lost = |_| self.rewind();
-            let Some(Hashed { sha256, found }) = transfer.follow(|| self.is_over(), lost)? else { return Ok(()) };
+            let moved = || self.changed.notify_all();
+            let hashed = transfer.follow(|| self.is_over(), lost, moved)?;
+            let Some(Hashed { sha256, found }) = hashed else { return Ok(()) };
             if found == remote.digest {
                 transfer.publish(place)?;
                 (self.each)(remote, &sha256)?;

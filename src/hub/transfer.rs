@@ -24,7 +24,10 @@ use super::record::{BLOCK, Found, Record};
 use crate::files::{Aligned, Bounce, OutputFile};
 
 /// Blocks of one file that wait in memory for the digest at most.
-const HANDED_MAX: usize = 8;
+const HANDED_MAX: usize = 16;
+
+/// So many of them say that the network is faster than the digest. What came then would have to be read back.
+const HANDED_ENOUGH: usize = HANDED_MAX / 2;
 
 /// How long to wait before looking whether the work is over.
 const LOOK: Duration = Duration::from_millis(100);
@@ -69,6 +72,13 @@ struct State {
     handed: BTreeMap<usize, Aligned>,
     /// Buffers that came back.
     spare: Vec<Aligned>,
+}
+
+impl State {
+    /// Whether the digest is at work, and has enough to go on with in memory.
+    fn is_behind(&self) -> bool {
+        self.handed.len() >= HANDED_ENOUGH && matches!(self.blocks.get(self.wanted), Some(Block::Here(_)))
+    }
 }
 
 /// How the digest gets at a block.
@@ -124,7 +134,7 @@ impl<'a> Transfer<'a> {
             state.first += 1;
         }
         let start = state.first;
-        if start == count || (state.whole && state.blocks.contains(&Block::Taken)) {
+        if start == count || state.is_behind() || (state.whole && state.blocks.contains(&Block::Taken)) {
             return None;
         }
         let most = match state.whole {
@@ -197,8 +207,13 @@ impl<'a> Transfer<'a> {
     }
 
     /// Follows the blocks from the first to the last as they arrive; `None` if `over` says so before. `lost` is told of blocks that are
-    /// not what was recorded.
-    pub(super) fn follow(&self, over: impl Fn() -> bool, lost: impl Fn(u64)) -> Result<Option<Hashed>> {
+    /// not what was recorded, `moved` of every step.
+    pub(super) fn follow(
+        &self,
+        over: impl Fn() -> bool,
+        lost: impl Fn(u64),
+        moved: impl Fn(),
+    ) -> Result<Option<Hashed>> {
         let mut hasher = Hasher::new(self.remote);
         let (mut buffer, mut bounce) = (Vec::new(), Bounce::default());
         let count = self.lock().blocks.len();
@@ -211,6 +226,7 @@ impl<'a> Transfer<'a> {
                     hasher.update(&content[..length]);
                     self.lock().spare.push(content);
                     block += 1;
+                    moved();
                 }
                 Some(Next::InFile(digest)) => {
                     let start = block as u64 * BLOCK;
@@ -354,7 +370,8 @@ mod tests {
         transfer.put(2, &mut block(&content, 2)).unwrap();
         let lost = AtomicU64::new(0);
         let hashed = std::thread::scope(|scope| {
-            let following = scope.spawn(|| transfer.follow(|| false, |bytes| lost.store(bytes, Ordering::Relaxed)));
+            let following =
+                scope.spawn(|| transfer.follow(|| false, |bytes| lost.store(bytes, Ordering::Relaxed), || ()));
             while transfer.claim(16, 1) != Some(1..2) {
                 std::thread::yield_now();
             }
@@ -371,6 +388,27 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let remote = RemoteFile { bytes: 9, ..remote(b"") };
         let (transfer, _) = Transfer::open(&remote, &Place::Folder(folder.path().into())).unwrap();
-        assert_eq!(transfer.follow(|| true, |_| ()).unwrap(), None);
+        assert_eq!(transfer.follow(|| true, |_| (), || ()).unwrap(), None);
+    }
+
+    #[test]
+    fn nothing_is_handed_out_while_the_digest_is_behind() {
+        let content = vec![7; 20 * BLOCK as usize];
+        let folder = tempfile::tempdir().unwrap();
+        let remote = remote(&content);
+        let (transfer, _) = Transfer::open(&remote, &Place::Folder(folder.path().into())).unwrap();
+        assert_eq!(transfer.claim(1 + HANDED_ENOUGH, 1), Some(0..1 + HANDED_ENOUGH));
+        for at in 1..1 + HANDED_ENOUGH {
+            transfer.put(at, &mut block(&content, at)).unwrap();
+        }
+        // The digest waits for the first block, and the network may be slow with it: others are welcome.
+        assert_eq!(transfer.claim(1, 1), Some(1 + HANDED_ENOUGH..2 + HANDED_ENOUGH));
+        transfer.put(0, &mut block(&content, 0)).unwrap();
+        assert_eq!(transfer.claim(1, 1), None);
+        let steps = AtomicU64::new(0);
+        let four = || steps.load(Ordering::Relaxed) == 4;
+        let step = || _ = steps.fetch_add(1, Ordering::Relaxed);
+        assert_eq!(transfer.follow(four, |_| (), step).unwrap(), None);
+        assert_eq!(transfer.claim(1, 1), Some(2 + HANDED_ENOUGH..3 + HANDED_ENOUGH));
     }
 }

@@ -124,6 +124,13 @@ impl Simd for Avx2 {
         })
     }
     #[inline(always)]
+    fn store_f16(self, x: Self::F, to: &mut [u8; 2 * LANES]) {
+        op!({
+            _mm_storeu_si128(to.as_mut_ptr().cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x.0));
+            _mm_storeu_si128(to.as_mut_ptr().add(16).cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x.1));
+        })
+    }
+    #[inline(always)]
     fn prefetch(self, x: &u8) {
         op!(_mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(x).cast()))
     }
@@ -153,6 +160,10 @@ impl Simd for Avx2 {
         op!((_mm256_fnmadd_ps(a.0, b.0, c.0), _mm256_fnmadd_ps(a.1, b.1, c.1)))
     }
     #[inline(always)]
+    fn sqrt(self, x: Self::F) -> Self::F {
+        op!((_mm256_sqrt_ps(x.0), _mm256_sqrt_ps(x.1)))
+    }
+    #[inline(always)]
     fn min(self, a: Self::F, b: Self::F) -> Self::F {
         both!(_mm256_min_ps, a, b)
     }
@@ -169,12 +180,37 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn any_lt(self, a: Self::F, b: Self::F) -> bool {
+        op!({
+            let (lo, hi) = (_mm256_cmp_ps::<_CMP_LT_OQ>(a.0, b.0), _mm256_cmp_ps::<_CMP_LT_OQ>(a.1, b.1));
+            _mm256_movemask_ps(_mm256_or_ps(lo, hi)) != 0
+        })
+    }
+    #[inline(always)]
+    fn lookup(self, table: &[f32; LANES], x: Self::I) -> Self::F {
+        op!({
+            let (lo, hi) = (_mm256_loadu_ps(table.as_ptr()), _mm256_loadu_ps(table.as_ptr().add(8)));
+            // The permutation looks at three bits; the fourth, moved to the sign, picks the half of the table.
+            let (a, b) = (_mm256_permutevar8x32_ps(lo, x.0), _mm256_permutevar8x32_ps(hi, x.0));
+            let (c, d) = (_mm256_permutevar8x32_ps(lo, x.1), _mm256_permutevar8x32_ps(hi, x.1));
+            (
+                _mm256_blendv_ps(a, b, _mm256_castsi256_ps(_mm256_slli_epi32::<28>(x.0))),
+                _mm256_blendv_ps(c, d, _mm256_castsi256_ps(_mm256_slli_epi32::<28>(x.1))),
+            )
+        })
+    }
+
+    #[inline(always)]
     fn bits(self, x: Self::F) -> Self::I {
         op!((_mm256_castps_si256(x.0), _mm256_castps_si256(x.1)))
     }
     #[inline(always)]
     fn floats(self, x: Self::I) -> Self::F {
         op!((_mm256_castsi256_ps(x.0), _mm256_castsi256_ps(x.1)))
+    }
+    #[inline(always)]
+    fn truncate(self, x: Self::F) -> Self::I {
+        op!((_mm256_cvttps_epi32(x.0), _mm256_cvttps_epi32(x.1)))
     }
     #[inline(always)]
     fn iadd(self, a: Self::I, b: Self::I) -> Self::I {
@@ -191,6 +227,10 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn ior(self, a: Self::I, b: Self::I) -> Self::I {
         both!(_mm256_or_si256, a, b)
+    }
+    #[inline(always)]
+    fn imin(self, a: Self::I, b: Self::I) -> Self::I {
+        both!(_mm256_min_epu32, a, b)
     }
     #[inline(always)]
     fn imax(self, a: Self::I, b: Self::I) -> Self::I {

@@ -91,6 +91,10 @@ impl Simd for Avx512 {
         op!(_mm256_storeu_si256(to.as_mut_ptr().cast(), _mm512_cvtepi32_epi16(x)))
     }
     #[inline(always)]
+    fn store_f16(self, x: Self::F, to: &mut [u8; 2 * LANES]) {
+        op!(_mm256_storeu_si256(to.as_mut_ptr().cast(), _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x)))
+    }
+    #[inline(always)]
     fn prefetch(self, x: &u8) {
         op!(_mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(x).cast()))
     }
@@ -120,6 +124,10 @@ impl Simd for Avx512 {
         op!(_mm512_fnmadd_ps(a, b, c))
     }
     #[inline(always)]
+    fn sqrt(self, x: Self::F) -> Self::F {
+        op!(_mm512_sqrt_ps(x))
+    }
+    #[inline(always)]
     fn min(self, a: Self::F, b: Self::F) -> Self::F {
         op!(_mm512_min_ps(a, b))
     }
@@ -133,12 +141,25 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    fn any_lt(self, a: Self::F, b: Self::F) -> bool {
+        op!(_mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, b) != 0)
+    }
+    #[inline(always)]
+    fn lookup(self, table: &[f32; LANES], x: Self::I) -> Self::F {
+        op!(_mm512_permutexvar_ps(x, _mm512_loadu_ps(table.as_ptr())))
+    }
+
+    #[inline(always)]
     fn bits(self, x: Self::F) -> Self::I {
         op!(_mm512_castps_si512(x))
     }
     #[inline(always)]
     fn floats(self, x: Self::I) -> Self::F {
         op!(_mm512_castsi512_ps(x))
+    }
+    #[inline(always)]
+    fn truncate(self, x: Self::F) -> Self::I {
+        op!(_mm512_cvttps_epi32(x))
     }
     #[inline(always)]
     fn iadd(self, a: Self::I, b: Self::I) -> Self::I {
@@ -155,6 +176,10 @@ impl Simd for Avx512 {
     #[inline(always)]
     fn ior(self, a: Self::I, b: Self::I) -> Self::I {
         op!(_mm512_or_si512(a, b))
+    }
+    #[inline(always)]
+    fn imin(self, a: Self::I, b: Self::I) -> Self::I {
+        op!(_mm512_min_epu32(a, b))
     }
     #[inline(always)]
     fn imax(self, a: Self::I, b: Self::I) -> Self::I {

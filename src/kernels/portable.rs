@@ -71,6 +71,12 @@ impl Simd for Portable {
         *to = each!(i => x[i] as u16);
     }
     #[inline(always)]
+    fn store_f16(self, x: Self::F, to: &mut [u8; 2 * LANES]) {
+        for i in 0..LANES {
+            to[2 * i..][..2].copy_from_slice(&f16::from_f32(x[i]).to_le_bytes());
+        }
+    }
+    #[inline(always)]
     fn prefetch(self, _: &u8) {}
 
     #[inline(always)]
@@ -98,6 +104,10 @@ impl Simd for Portable {
         each!(i => (-a[i]).mul_add(b[i], c[i]))
     }
     #[inline(always)]
+    fn sqrt(self, x: Self::F) -> Self::F {
+        each!(i => x[i].sqrt())
+    }
+    #[inline(always)]
     fn min(self, a: Self::F, b: Self::F) -> Self::F {
         each!(i => if a[i] < b[i] { a[i] } else { b[i] })
     }
@@ -111,12 +121,26 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
+    fn any_lt(self, a: Self::F, b: Self::F) -> bool {
+        let lanes: Self::I = each!(i => u32::from(a[i] < b[i]));
+        lanes.iter().fold(0, |any, lane| any | lane) != 0
+    }
+    #[inline(always)]
+    fn lookup(self, table: &[f32; LANES], x: Self::I) -> Self::F {
+        each!(i => table[(x[i] % 16) as usize])
+    }
+
+    #[inline(always)]
     fn bits(self, x: Self::F) -> Self::I {
         each!(i => x[i].to_bits())
     }
     #[inline(always)]
     fn floats(self, x: Self::I) -> Self::F {
         each!(i => f32::from_bits(x[i]))
+    }
+    #[inline(always)]
+    fn truncate(self, x: Self::F) -> Self::I {
+        each!(i => if x[i] >= -2_147_483_648.0 && x[i] < 2_147_483_648.0 { x[i] as i32 as u32 } else { 1 << 31 })
     }
     #[inline(always)]
     fn iadd(self, a: Self::I, b: Self::I) -> Self::I {
@@ -133,6 +157,10 @@ impl Simd for Portable {
     #[inline(always)]
     fn ior(self, a: Self::I, b: Self::I) -> Self::I {
         each!(i => a[i] | b[i])
+    }
+    #[inline(always)]
+    fn imin(self, a: Self::I, b: Self::I) -> Self::I {
+        each!(i => if a[i] < b[i] { a[i] } else { b[i] })
     }
     #[inline(always)]
     fn imax(self, a: Self::I, b: Self::I) -> Self::I {

@@ -123,6 +123,8 @@ pub trait Simd: Copy {
     fn store_u8(self, x: Self::I, to: &mut [u8; LANES]);
     /// The low half of every lane.
     fn store_u16(self, x: Self::I, to: &mut [u16; LANES]);
+    /// Rounded to F16 (to nearest, ties to even), little-endian.
+    fn store_f16(self, x: Self::F, to: &mut [u8; 2 * LANES]);
     /// Asks for the cache line of `x` ahead of time, where the machine can.
     fn prefetch(self, x: &u8);
 
@@ -138,6 +140,8 @@ pub trait Simd: Copy {
     fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
     /// `c - a * b`, rounded once.
     fn fnma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    /// The square root, rounded to nearest.
+    fn sqrt(self, x: Self::F) -> Self::F;
     /// `if a < b { a } else { b }`
     fn min(self, a: Self::F, b: Self::F) -> Self::F;
     /// `if a > b { a } else { b }`
@@ -145,10 +149,17 @@ pub trait Simd: Copy {
     /// `if a < b { x } else { y }`
     fn select_lt(self, a: Self::F, b: Self::F, x: Self::F, y: Self::F) -> Self::F;
 
+    /// Whether `a < b` in any lane.
+    fn any_lt(self, a: Self::F, b: Self::F) -> bool;
+    /// The entry of `table` for the low four bits of every lane.
+    fn lookup(self, table: &[f32; LANES], x: Self::I) -> Self::F;
+
     /// The encodings of sixteen floats.
     fn bits(self, x: Self::F) -> Self::I;
     /// The floats of sixteen encodings.
     fn floats(self, x: Self::I) -> Self::F;
+    /// Rounded toward zero, as two's complement; 2^31 for what does not fit and for NaN.
+    fn truncate(self, x: Self::F) -> Self::I;
     /// `a + b`, wrapping.
     fn iadd(self, a: Self::I, b: Self::I) -> Self::I;
     /// `a - b`, wrapping.
@@ -157,6 +168,8 @@ pub trait Simd: Copy {
     fn iand(self, a: Self::I, b: Self::I) -> Self::I;
     /// `a | b`
     fn ior(self, a: Self::I, b: Self::I) -> Self::I;
+    /// The smaller, unsigned.
+    fn imin(self, a: Self::I, b: Self::I) -> Self::I;
     /// The larger, unsigned.
     fn imax(self, a: Self::I, b: Self::I) -> Self::I;
     /// `x << n`, `n < 32`

@@ -27,6 +27,8 @@ impl Kernel for Everything<'_> {
         let (mut u8s, mut u16s) = ([0; LANES], [0; LANES]);
         s.store_u8(i, &mut u8s);
         s.store_u16(i, &mut u16s);
+        let mut f16s = [0; 2 * LANES];
+        s.store_f16(x, &mut f16s);
         let floats = [
             s.add(x, y),
             s.sub(x, y),
@@ -37,6 +39,9 @@ impl Kernel for Everything<'_> {
             s.min(x, y),
             s.max(x, y),
             s.select_lt(x, y, y, x),
+            s.sqrt(x),
+            s.lookup(&self.b.map(f32::from_bits), i),
+            s.load_f16(&f16s),
             s.abs(x),
             s.round_bf16(x),
             s.splat(1.5),
@@ -49,7 +54,10 @@ impl Kernel for Everything<'_> {
             s.isub(i, j),
             s.iand(i, j),
             s.ior(i, j),
+            s.imin(i, j),
             s.imax(i, j),
+            s.truncate(x),
+            s.isplat(u32::from(s.any_lt(x, y))),
             s.shl(i, self.shift),
             s.shr(i, self.shift),
             s.nibbles(self.a[0], self.b[0]),

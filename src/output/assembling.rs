@@ -81,13 +81,8 @@ impl Target<'_> {
 impl Assembled {
     /// Bytes of input that it stands for: its share of what the weights take.
     pub(super) fn source_bytes(&self, model: &Llama4) -> u64 {
-        let share = |&index: &usize| {
-            let weight = &model.weights[index];
-            let elements = (self.outs.len() * self.ins.len()) as u128;
-            let all = u128::from(weight.numel()).max(1);
-            (u128::from(stored_bytes(model, weight)) * elements / all) as u64
-        };
-        self.weights.iter().map(share).sum()
+        let elements = (self.outs.len() * self.ins.len()) as u64;
+        self.weights.iter().map(|&index| stored_share(model, &model.weights[index], elements)).sum()
     }
 
     /// Most memory that it needs besides its result: a stripe of input as the system maps it, and the stripe in the result's
@@ -127,6 +122,12 @@ impl Assembled {
         }
         Ok(totals)
     }
+}
+
+/// Bytes that some of a weight's elements take where they are stored.
+pub(super) fn stored_share(model: &Llama4, weight: &Weight, elements: u64) -> u64 {
+    let all = u128::from(weight.numel()).max(1);
+    (u128::from(stored_bytes(model, weight)) * u128::from(elements) / all) as u64
 }
 
 /// Bytes that a weight takes where it is stored, without zero points and shapes.

@@ -88,7 +88,7 @@ pub fn of_source(model: &Llama4, output: Model, notes: &mut Vec<String>) -> Resu
 ///
 /// # Errors
 /// As [`copied`].
-fn legal(checkpoint: &Checkpoint) -> Result<Vec<Companion>> {
+pub fn legal(checkpoint: &Checkpoint) -> Result<Vec<Companion>> {
     collected(checkpoint, is_legal)
 }
 

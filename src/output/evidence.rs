@@ -17,6 +17,17 @@ pub struct Inputs<'a> {
     pub importance: Option<Cow<'a, [f32]>>,
     /// The largest magnitude.
     pub amax: Option<f32>,
+    /// What to multiply the weight with before it is quantized, because another weight makes up for it.
+    pub rescale: Option<Rescale<'a>>,
+}
+
+/// Factors of a weight.
+#[derive(Clone, Copy, Debug)]
+pub enum Rescale<'a> {
+    /// Each input's weights are multiplied.
+    Inputs(&'a [f32]),
+    /// Each output's weights are divided.
+    Outputs(&'a [f32]),
 }
 
 /// Tells what is known.

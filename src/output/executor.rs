@@ -234,6 +234,11 @@ impl<'a> Run<'a> {
             if target.plan.noted.is_empty() {
                 target.hash(0, &target.plan.header, bounce, &self.permits)?;
             }
+            for gap in &target.plan.gaps {
+                // A new file is all zeros.
+                let found = target.hash.found(&target.file, gap.start, gap.end, bounce, &self.permits);
+                found.with_context(|| format!("reading back `{}`", target.plan.name))?;
+            }
             for &id in &target.plan.tensors {
                 let tensor = &self.plan.tensors[id];
                 if let Some(contents) = &tensor.literal {

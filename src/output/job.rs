@@ -14,10 +14,10 @@ use super::executor::{self, Filled, Notes, Run};
 use super::hash::sha256;
 use super::journal::Identity;
 use super::manifest::{FileRecord, MANIFEST_NAME, MANIFEST_SCHEMA, Manifest, Origin, VERSION, WeightRecord};
-use super::partial::{self, Existing, Partial};
+use super::partial::{self, Existing, Form, Partial};
 use super::plan::Plan;
 use super::work::BadWeight;
-use super::{gate, origin, preflight};
+use super::{gate, manifest, origin, preflight};
 use crate::llama4::Llama4;
 use crate::progress::Control;
 use crate::quant::Errors;
@@ -36,8 +36,10 @@ pub struct Job<'a> {
     pub plan: &'a Plan,
     /// The files beside them, sorted by name; the manifest is added to them.
     pub companions: &'a [Companion],
-    /// The folder to be made.
+    /// The folder or file to be made.
     pub out: &'a Path,
+    /// Which of them.
+    pub form: Form,
     /// What to do about what is already there.
     pub existing: Existing,
     /// Compute the SHA-256 of the source's files for the manifest.
@@ -92,6 +94,20 @@ impl Job<'_> {
         records: impl FnOnce(&[Vec<Errors>]) -> Vec<WeightRecord>,
         control: &Control<'_>,
     ) -> Result<Done> {
+        self.run_checked(|folder| gate::check(folder, promised, control), perform, records, control)
+    }
+
+    /// [`Job::run_staged`] with `check` as the last look at what was written, in the folder that it is given.
+    ///
+    /// # Errors
+    /// As [`Job::run_staged`], and what `check` gives.
+    pub fn run_checked(
+        &self,
+        check: impl FnOnce(&Path) -> Result<()>,
+        perform: impl FnOnce(&Run<'_>) -> Result<Notes>,
+        records: impl FnOnce(&[Vec<Errors>]) -> Vec<WeightRecord>,
+        control: &Control<'_>,
+    ) -> Result<Done> {
         self.model.checkpoint.require_here()?;
         let identity = self.identity();
         if self.is_published()
@@ -132,14 +148,21 @@ impl Job<'_> {
         for file in self.companions.iter().chain([&manifest]) {
             executor::write_companion(&partial, file)?;
         }
-        gate::check(&partial.model(), promised, control)?;
-        partial.publish(self.existing)?;
+        check(&partial.model())?;
+        match self.form {
+            Form::Folder => partial.publish(self.existing)?,
+            Form::File => partial.publish_file(self.existing)?,
+        }
         Ok(Done { resumed: filled.resumed > 0, totals: filled.totals })
     }
 
     /// Whether the output that is there was made by this very command.
     fn is_published(&self) -> bool {
-        let text = std::fs::read(self.out.join(MANIFEST_NAME));
+        let manifest = match self.form {
+            Form::Folder => self.out.join(MANIFEST_NAME),
+            Form::File => self.out.with_file_name(self.manifest_name()),
+        };
+        let text = std::fs::read(manifest);
         let manifest = text.ok().and_then(|text| serde_json::from_slice::<Manifest>(&text).ok());
         !self.existing.restart
             && manifest.is_some_and(|manifest| {
@@ -147,6 +170,14 @@ impl Job<'_> {
                     && manifest.command == self.command
                     && manifest.options == *self.settings
             })
+    }
+
+    /// What the manifest is called: beside one file it has that file's name too.
+    pub fn manifest_name(&self) -> String {
+        match (self.form, self.out.file_name()) {
+            (Form::File, Some(name)) => manifest::beside(&name.to_string_lossy()),
+            _ => MANIFEST_NAME.to_owned(),
+        }
     }
 
     /// What decides the bytes of the output.
@@ -184,6 +215,6 @@ impl Job<'_> {
             weights,
         };
         let document = serde_json::to_value(manifest).expect("a manifest is plain data");
-        companions::pretty(MANIFEST_NAME, &document)
+        companions::pretty(&self.manifest_name(), &document)
     }
 }

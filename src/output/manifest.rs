@@ -10,6 +10,11 @@ use serde::{Deserialize, Serialize};
 /// The manifest's file name.
 pub const MANIFEST_NAME: &str = "l4tool.manifest.json";
 
+/// What the manifest of an output that is one file is called, beside it.
+pub fn beside(file: &str) -> String {
+    format!("{file}.{MANIFEST_NAME}")
+}
+
 /// The version that manifests and model cards name.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 

@@ -1,16 +1,17 @@
 //! `OUT.partial/`, where output is built, and the step that makes it `OUT`.
 //!
 //! `OUT` is complete or absent: it appears by one rename after everything in it was synced. With `force` an existing `OUT`
-//! is exchanged in one step and removed afterwards.
+//! is exchanged in one step and removed afterwards. `OUT` is a folder, or one file with what is said about it beside it.
 
 use std::fs::{self, File, OpenOptions};
-use std::io;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
 use super::journal::{self, Finished, Identity, Journal};
 use super::manifest::MANIFEST_NAME;
+use crate::checkpoint::gguf;
 use crate::error::hint;
 
 /// Names inside `OUT.partial`.
@@ -25,6 +26,16 @@ pub struct Existing {
     pub force: bool,
     /// Throw partial work away instead of going on with it.
     pub restart: bool,
+}
+
+/// What an output is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Form {
+    /// A folder with weight files and others.
+    #[default]
+    Folder,
+    /// One weight file of the output's own name. Other files lie beside it.
+    File,
 }
 
 /// The folder of work in progress, held by this process alone.
@@ -86,6 +97,17 @@ fn check_movable(out: &Path, metadata: &fs::Metadata) -> Result<()> {
 /// Replacing removes what was there: only a checkpoint, or an empty folder, may go.
 fn check_checkpoint(out: &Path) -> Result<()> {
     let context = || format!("looking into `{}`", out.display());
+    if out.is_file() {
+        let mut magic = [0; gguf::MAGIC.len()];
+        let read = File::open(out).and_then(|mut file| file.read_exact(&mut magic));
+        return match read.is_ok() && magic == gguf::MAGIC {
+            true => Ok(()),
+            false => Err(hint(
+                format!("`{}` is no GGUF file, so `--force` does not replace it", out.display()),
+                "move it away, or choose another output",
+            )),
+        };
+    }
     let is_checkpoint = out.join("config.json").exists() || out.join(MANIFEST_NAME).exists();
     if is_checkpoint || fs::read_dir(out).with_context(context)?.next().is_none() {
         return Ok(());
@@ -153,7 +175,12 @@ fn check_ours(folder: &Path) -> Result<()> {
 pub fn take_published(out: &Path, identity: &Identity) -> Result<Option<Vec<Finished>>> {
     let folder = partial_path(out)?;
     let path = folder.join(JOURNAL);
-    if !out.exists() || folder.join(MODEL).exists() || !Journal::is_one(&path) {
+    let model = folder.join(MODEL);
+    let pending = match out.file_name() {
+        Some(name) if out.is_file() => model.join(name),
+        _ => model,
+    };
+    if !out.exists() || pending.exists() || !Journal::is_one(&path) {
         return Ok(None);
     }
     let Ok(file) = OpenOptions::new().read(true).write(true).open(&path) else { return Ok(None) };
@@ -253,14 +280,37 @@ impl Partial {
     /// # Errors
     /// The disk refuses; the work in progress stays then.
     pub fn publish(self, existing: Existing) -> Result<()> {
+        let made = self.model();
+        self.appear(&made, existing)
+    }
+
+    /// As [`Partial::publish`], for an output that is one file: what lies beside it appears first, as it means nothing without the file.
+    ///
+    /// # Errors
+    /// The disk refuses; the work in progress stays then.
+    pub fn publish_file(self, existing: Existing) -> Result<()> {
         let model = self.model();
-        let context = || format!("moving `{}` to `{}`", model.display(), self.out.display());
-        sync_folder(&model).with_context(context)?;
+        let context = || format!("moving what is in `{}` beside `{}`", model.display(), self.out.display());
+        let name = self.out.file_name().expect("looked at when the work began").to_owned();
+        for entry in fs::read_dir(&model).with_context(context)? {
+            let entry = entry.with_context(context)?;
+            if entry.file_name() != name {
+                fs::rename(entry.path(), self.out.with_file_name(entry.file_name())).with_context(context)?;
+            }
+        }
+        let made = model.join(name);
+        self.appear(&made, existing)
+    }
+
+    /// Makes `made` the output, in one step.
+    fn appear(self, made: &Path, existing: Existing) -> Result<()> {
+        let context = || format!("moving `{}` to `{}`", made.display(), self.out.display());
+        sync_folder(&self.model()).with_context(context)?;
         if existing.force && self.out.symlink_metadata().is_ok() {
             let replaced = self.folder.join("replaced");
-            exchange(&model, &self.out, &replaced).with_context(context)?;
+            exchange(made, &self.out, &replaced).with_context(context)?;
         } else {
-            rename_new(&model, &self.out).with_context(context)?;
+            rename_new(made, &self.out).with_context(context)?;
         }
         sync_folder(parent(&self.out)).with_context(context)?;
         remove(&self.folder).with_context(|| format!("removing `{}`", self.folder.display()))
@@ -272,12 +322,15 @@ fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
     use rustix::fs::{CWD, RenameFlags, renameat_with};
     match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
         // Some file systems know no such flag; a rename onto a folder that is not empty fails all the same.
+        Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) if to.is_file() => {
+            Err(io::ErrorKind::AlreadyExists.into())
+        }
         Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => fs::rename(from, to),
         other => Ok(other?),
     }
 }
 
-/// Swaps two folders in one step; the old output then lies in `aside`, inside the partial folder, and goes with it.
+/// Swaps two folders or files in one step; the old output then lies in `aside`, inside the partial folder, and goes with it.
 fn exchange(new: &Path, old: &Path, aside: &Path) -> io::Result<()> {
     use rustix::fs::{CWD, RenameFlags, renameat_with};
     match renameat_with(CWD, new, CWD, old, RenameFlags::EXCHANGE) {

@@ -47,12 +47,14 @@ pub struct OutTensor {
 pub struct OutFile {
     /// File name.
     pub name: String,
-    /// Length prefix and JSON header.
+    /// Everything before the data.
     pub header: Vec<u8>,
     /// Size of the whole file.
     pub bytes: u64,
     /// Its tensors, by ascending offset.
     pub tensors: Vec<OutTensorId>,
+    /// Bytes between tensors and behind the last, which are zero.
+    pub gaps: Vec<Range<u64>>,
     /// Weights that the header has room for a note about, by their index in the model and their names.
     pub noted: Vec<(usize, String)>,
 }
@@ -90,6 +92,8 @@ pub struct Plan {
     pub files: Vec<OutFile>,
     /// Tasks, in the order of what they write.
     pub tasks: Vec<Task>,
+    /// Memory that making the plan has taken, beyond what every plan takes.
+    pub planning_bytes: u64,
 }
 
 impl Plan {
@@ -219,6 +223,11 @@ impl PlanBuilder {
         self.tasks.push(task);
     }
 
+    /// The tasks alone, as they were added, for files that are laid out elsewhere.
+    pub(super) fn into_tasks(self) -> Vec<Task> {
+        self.tasks
+    }
+
     /// Lays everything out.
     ///
     /// # Errors
@@ -256,7 +265,7 @@ impl PlanBuilder {
                 (tensor.file / FILES_AT_ONCE, offset / INTERLEAVE_BYTES, tensor.file, offset)
             })
         });
-        Ok(Plan { tensors, files, tasks })
+        Ok(Plan { tensors, files, tasks, planning_bytes: 0 })
     }
 
     /// Consecutive modules that fit one file together.
@@ -314,7 +323,7 @@ impl PlanBuilder {
             self.tensors[id].offset = offset;
             offset += self.tensors[id].bytes;
         }
-        Ok(OutFile { name, header, bytes: offset, tensors: shard, noted })
+        Ok(OutFile { name, header, bytes: offset, tensors: shard, gaps: Vec::new(), noted })
     }
 
     /// Whether every tensor begins at a multiple of its element size when they follow each other as they are.
@@ -330,7 +339,7 @@ impl PlanBuilder {
 }
 
 /// Refuses two tensors of one name.
-fn refuse_twice<'a>(tensors: impl IntoIterator<Item = &'a OutTensor>) -> Result<()> {
+pub(super) fn refuse_twice<'a>(tensors: impl IntoIterator<Item = &'a OutTensor>) -> Result<()> {
     match header::first_duplicate(tensors.into_iter().map(|tensor| tensor.name.as_str())) {
         Some(name) => bail!("two output tensors would be called `{name}`"),
         None => Ok(()),

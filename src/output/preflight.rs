@@ -51,7 +51,7 @@ pub fn workers(plan: &Plan, control: &Control<'_>) -> Result<usize> {
 
 /// Memory besides that of the workers.
 fn base_bytes(plan: &Plan) -> u64 {
-    BASE_BYTES + (plan.tensors.len() as u64).saturating_sub(BASE_TENSORS) * TENSOR_BYTES
+    BASE_BYTES + plan.planning_bytes + (plan.tensors.len() as u64).saturating_sub(BASE_TENSORS) * TENSOR_BYTES
 }
 
 /// Most memory that one worker needs.

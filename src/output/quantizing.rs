@@ -10,7 +10,7 @@ use std::ops::Range;
 use anyhow::Result;
 use half::bf16;
 
-use super::evidence::{Evidence, Inputs};
+use super::evidence::{Evidence, Inputs, Rescale};
 use super::modules::Target;
 use super::work::{BadWeight, Quantized, STRIPE_BYTES, Slot, in_out_bytes, room};
 use crate::checkpoint::Edges;
@@ -47,6 +47,12 @@ pub(super) fn solving_bytes(model: &Llama4, part: &Quantized) -> u64 {
         _ => values * 3,
     };
     source + gptq::working_bytes(input)
+}
+
+/// Memory that a search for scales takes, which are not INT4's.
+pub(super) fn searching_bytes(model: &Llama4, part: &Quantized) -> u64 {
+    let searched = part.target.scheme.is_fp8() && part.target.method == Method::Search;
+    if searched { fp8::ScaleSearch::bytes(part.outs.len(), model.weights[part.weight].matrix().1) } else { 0 }
 }
 
 /// Rows that a stripe has at least: stored rows must not cut a group or a block in two.
@@ -107,6 +113,8 @@ struct Output<'a> {
     packed_zero_points: Option<Slot<'a>>,
     zero_points: Vec<i8>,
     sums: ErrorSums,
+    /// Round-to-nearest's error, where the sums know only that of other scales.
+    error_rtn: Option<f64>,
     /// What calibration knows.
     inputs: Inputs<'a>,
 }
@@ -131,7 +139,7 @@ impl<'a> Output<'a> {
         let inputs = evidence.of(part.weight)?;
         if part.target.scheme == (Scheme::Fp8Tensor { static_input: true }) {
             let amax = inputs.amax.expect("the plan of a static scheme is performed with calibration alone");
-            next().get_mut::<bf16>()[0] = fp8::scale(amax);
+            next().get_mut::<bf16>()[0] = fp8::input_scale(amax);
         }
         let asymmetric = matches!(part.target.scheme, Scheme::W4A16 { symmetric: false, .. });
         Ok(Self {
@@ -144,6 +152,7 @@ impl<'a> Output<'a> {
             packed_zero_points: asymmetric.then(next),
             zero_points: vec![0; zero_point_bytes(model, part) as usize],
             sums: ErrorSums::new(part.outs.len()),
+            error_rtn: None,
             inputs,
         })
     }
@@ -163,8 +172,20 @@ impl<'a> Output<'a> {
         matches!(self.target.scheme, Scheme::Fp8Tensor { .. })
     }
 
-    /// Quantizes one piece of the matrix.
+    /// Quantizes one piece of the matrix, times its factors where it has some.
     fn quantize(&mut self, block: &Block<'_>, piece: &Piece) -> Result<(), NonFinite> {
+        let (first_out, first_in) = (self.outs.start + piece.outs.start, piece.inputs.start);
+        let values = match self.inputs.rescale {
+            None => return self.quantize_as_is(block, piece),
+            Some(Rescale::Inputs(factors)) => block.scaled(|_, input| factors[first_in + input]),
+            Some(Rescale::Outputs(divisors)) => block.scaled(|out, _| 1.0 / divisors[first_out + out]),
+        };
+        let (layout, shape) = (block.layout(), (block.outs(), block.ins()));
+        let stride = if layout == Layout::OutIn { shape.1 } else { shape.0 };
+        self.quantize_as_is(&Block::new(bytemuck::cast_slice(&values), Float::F32, layout, stride, shape), piece)
+    }
+
+    fn quantize_as_is(&mut self, block: &Block<'_>, piece: &Piece) -> Result<(), NonFinite> {
         let (outs, inputs) = (piece.outs.clone(), piece.inputs.clone());
         let sums = self.sums.rows(outs.start, outs.len());
         let input = self.input;
@@ -182,11 +203,11 @@ impl<'a> Output<'a> {
                     zero_points: (!symmetric).then(|| &mut self.zero_points[at..]),
                 };
                 if let (Method::Gptq, Some(factor)) = (self.target.method, self.inputs.factor) {
-                    let params = gptq::Params { group_size, symmetric, tries: 1 };
+                    let params = gptq::Params { group_size, symmetric };
                     let mut weighted = vec![0.0; outs.len()];
                     return gptq::quantize_int4(block, factor, &params, out, sums, &mut weighted);
                 }
-                // Without second moments GPTQ is a search.
+                // Without second moments GPTQ is a search; AWQ is one after its factors.
                 let method = if self.target.method == Method::Rtn { Method::Rtn } else { Method::Search };
                 let params = Params { group_size, symmetric, method };
                 let importance = self.inputs.importance.as_ref().map(|importance| &importance[inputs]);
@@ -222,6 +243,27 @@ impl<'a> Output<'a> {
         }
     }
 
+    /// A search for better scales than those of [`Output::set_scales`], where there is something to search by.
+    fn search(&self, maxima: &[f32]) -> Option<fp8::ScaleSearch> {
+        let importance = self.inputs.importance.as_ref()?;
+        if self.target.method != Method::Search || !self.needs_maxima() {
+            return None;
+        }
+        let most = maxima.iter().copied().fold(0.0, f32::max);
+        let shared = self.needs_maximum().then(|| vec![most; maxima.len()]);
+        Some(fp8::ScaleSearch::new(shared.as_deref().unwrap_or(maxima), importance))
+    }
+
+    /// Takes what a search has found for the outputs from `first` on.
+    fn set_found(&mut self, first: usize, search: &fp8::ScaleSearch, outs: usize) {
+        if self.needs_maximum() {
+            self.scales.get_mut()[0] = search.tensor();
+        } else {
+            search.channels(&mut self.scales.get_mut()[first..first + outs]);
+        }
+        self.error_rtn = Some(self.error_rtn.unwrap_or(0.0) + search.error_rtn());
+    }
+
     fn bad(&self, place: NonFinite, piece: &Piece) -> anyhow::Error {
         let place = NonFinite {
             out: place.out + self.outs.start + piece.outs.start,
@@ -235,7 +277,9 @@ impl<'a> Output<'a> {
         if let (Some(mut packed), Scheme::W4A16 { group_size, .. }) = (self.packed_zero_points, self.target.scheme) {
             int4::pack_zero_points(&self.zero_points, self.outs.len(), self.input / group_size, packed.get_mut());
         }
-        self.sums.finish()
+        let mut errors = self.sums.finish();
+        errors.sum_sq_error_rtn = self.error_rtn.unwrap_or(errors.sum_sq_error_rtn);
+        errors
     }
 }
 
@@ -257,6 +301,22 @@ fn along_inputs(model: &Llama4, outputs: &mut [Output<'_>]) -> Result<()> {
         }
         for (output, maxima) in outputs.iter_mut().zip(&maxima).filter(|(output, _)| output.needs_maxima()) {
             output.set_scales(0, maxima);
+        }
+        let mut searches: Vec<_> = outputs.iter().zip(&maxima).map(|(output, maxima)| output.search(maxima)).collect();
+        if searches.iter().any(Option::is_some) {
+            for inputs in stripes() {
+                walk(model, outputs, &inputs, |index, _, block, piece| {
+                    if let Some(search) = &mut searches[index] {
+                        search.add(block, (0, piece.inputs.start));
+                    }
+                    Ok(())
+                })?;
+            }
+        }
+        for (output, search) in outputs.iter_mut().zip(&searches) {
+            if let Some(search) = search {
+                output.set_found(0, search, output.outs.len());
+            }
         }
     }
     for inputs in stripes() {
@@ -310,14 +370,28 @@ fn along_outputs(model: &Llama4, output: &mut Output<'_>, decoded: &mut Vec<u64>
     }
     if output.needs_maximum() {
         let mut maxima = vec![0.0; count];
-        for first in (0..count).step_by(step) {
-            let piece = Piece { outs: first..(first + step).min(count), inputs: 0..output.input };
-            let rows = output.outs.start + piece.outs.start..output.outs.start + piece.outs.end;
-            let block = linear_block(model, output.weight, &rows, decoded);
-            fp8::absmax(&block, &mut maxima[piece.outs.clone()]).map_err(|place| output.bad(place, &piece))?;
-            release_linear(model, output.weight, rows);
+        let mut walk = |each: &mut dyn FnMut(&Block<'_>, &Piece) -> Result<(), NonFinite>| -> Result<()> {
+            for first in (0..count).step_by(step) {
+                let piece = Piece { outs: first..(first + step).min(count), inputs: 0..output.input };
+                let rows = output.outs.start + piece.outs.start..output.outs.start + piece.outs.end;
+                let block = linear_block(model, output.weight, &rows, decoded);
+                each(&block, &piece).map_err(|place| output.bad(place, &piece))?;
+                release_linear(model, output.weight, rows);
+            }
+            Ok(())
+        };
+        walk(&mut |block, piece| fp8::absmax(block, &mut maxima[piece.outs.clone()]))?;
+        let mut search = output.search(&maxima);
+        if let Some(search) = &mut search {
+            walk(&mut |block, piece| {
+                search.add(block, (piece.outs.start, 0));
+                Ok(())
+            })?;
         }
         output.set_scales(0, &maxima);
+        if let Some(search) = &search {
+            output.set_found(0, search, count);
+        }
     }
     for first in (0..count).step_by(step) {
         let piece = Piece { outs: first..(first + step).min(count), inputs: 0..output.input };
@@ -332,6 +406,10 @@ fn along_outputs(model: &Llama4, output: &mut Output<'_>, decoded: &mut Vec<u64>
                 let mut maxima = vec![0.0; piece.outs.len()];
                 fp8::absmax(&block, &mut maxima)?;
                 output.set_scales(first, &maxima);
+                if let Some(mut search) = output.search(&maxima) {
+                    search.add(&block, (0, 0));
+                    output.set_found(first, &search, maxima.len());
+                }
             }
             output.quantize(&block, &piece)
         };

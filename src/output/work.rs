@@ -9,6 +9,7 @@ use std::ops::Range;
 use anyhow::Result;
 
 use super::assembling::Assembled;
+use super::encoding::Encoded;
 use super::evidence::Evidence;
 use super::gathering::{self, Strip};
 use super::modules::Target;
@@ -17,7 +18,7 @@ use super::quantizing;
 use crate::checkpoint::Edges;
 use crate::kernels::{self, Float};
 use crate::llama4::{Coding, Llama4, Plane, Weight};
-use crate::quant::{Errors, Layout};
+use crate::quant::{Errors, Layout, Method};
 
 /// Input that is resident at a time: small enough for a core's cache, large enough that giving pages back costs nothing.
 pub(super) const STRIPE_BYTES: usize = 4 << 20;
@@ -54,6 +55,8 @@ pub enum Work {
     Quantize(Vec<Quantized>),
     /// Plain floats from whatever they are stored as.
     Assemble(Assembled),
+    /// Rows of a matrix in a block format of ggml.
+    Encode(Encoded),
 }
 
 /// Rows of one matrix, to be quantized.
@@ -170,6 +173,7 @@ impl Work {
         match self {
             Self::Quantize(parts) => parts.len(),
             Self::Assemble(part) => part.weights.len(),
+            Self::Encode(_) => 1,
             Self::Copy { .. } | Self::Unfuse { .. } | Self::Gather { .. } => 0,
         }
     }
@@ -182,6 +186,7 @@ impl Work {
             Self::Gather { strips, .. } => return strips[0].tensor,
             Self::Quantize(parts) => parts[0].weight,
             Self::Assemble(part) => part.weights[0],
+            Self::Encode(part) => part.weight,
         };
         match model.weights[weight].coding {
             Coding::Plain(plane) => plane.tensor,
@@ -205,6 +210,7 @@ impl Work {
             Self::Gather { strips, rows, .. } => gathering::bytes(strips, *rows),
             Self::Quantize(parts) => parts.iter().map(|part| rows(part.weight, &part.outs)).sum(),
             Self::Assemble(part) => part.source_bytes(model),
+            Self::Encode(part) => part.source_bytes(model),
         }
     }
 
@@ -223,6 +229,7 @@ impl Work {
         match self {
             Self::Copy { .. } => 0,
             Self::Assemble(part) => part.working_bytes(model),
+            Self::Encode(part) => part.working_bytes(model),
             Self::Unfuse { weight, .. } => stripe(*weight, 1),
             Self::Gather { strips, rows, .. } => gathering::touched(strips, *rows),
             Self::Quantize(parts) => {
@@ -230,7 +237,11 @@ impl Work {
                 let zero_points: u64 = parts.iter().map(|part| quantizing::zero_point_bytes(model, part)).sum();
                 let rows = quantizing::stripe_rows_min(parts);
                 let solving = parts.iter().map(|part| quantizing::solving_bytes(model, part)).max().unwrap_or(0);
-                stripe(parts[0].weight, rows) + sums + zero_points + solving
+                let searching: u64 = parts.iter().map(|part| quantizing::searching_bytes(model, part)).sum();
+                let stripe = stripe(parts[0].weight, rows);
+                // The stripe's numbers times their factors are no more than twice its bytes.
+                let rescaled = if parts.iter().any(|part| part.target.method == Method::Awq) { stripe } else { 0 };
+                stripe + rescaled + sums + zero_points + solving + searching
             }
         }
     }
@@ -269,6 +280,10 @@ impl Work {
                 let (mut slots, _) = buffers.prepare(writes);
                 part.run(model, slots[0].get_mut())
             }
+            Self::Encode(part) => {
+                let (mut slots, _) = buffers.prepare(writes);
+                part.run(model, evidence, slots[0].get_mut())
+            }
         }
     }
 
@@ -276,7 +291,7 @@ impl Work {
     pub fn results<'a>(&self, model: &'a Llama4, buffers: &'a Buffers, writes: &[Region]) -> Vec<&'a [u8]> {
         match self {
             Self::Copy { tensor, range, .. } => vec![model.checkpoint.range(*tensor, range.clone())],
-            Self::Unfuse { .. } | Self::Gather { .. } | Self::Quantize(_) | Self::Assemble(_) => {
+            Self::Unfuse { .. } | Self::Gather { .. } | Self::Quantize(_) | Self::Assemble(_) | Self::Encode(_) => {
                 buffers.written(writes)
             }
         }

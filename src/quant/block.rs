@@ -86,6 +86,24 @@ impl<'a> Block<'a> {
         self.float.read(&self.bytes[at * self.float.bytes()..])
     }
 
+    /// All elements times `factor(output, input)`, in the block's own layout without gaps.
+    pub fn scaled(&self, factor: impl Fn(usize, usize) -> f32) -> Vec<f32> {
+        let (rows, columns) = match self.layout {
+            Layout::OutIn => (self.outs, self.ins),
+            Layout::InOut => (self.ins, self.outs),
+        };
+        let size = self.float.bytes();
+        let mut values = Vec::with_capacity(rows * columns);
+        for row in 0..rows {
+            let bytes = &self.bytes[row * self.stride * size..][..columns * size];
+            values.extend(bytes.chunks_exact(size).enumerate().map(|(column, bytes)| {
+                let (out, input) = if self.layout == Layout::OutIn { (row, column) } else { (column, row) };
+                self.float.read(bytes) * factor(out, input)
+            }));
+        }
+        values
+    }
+
     /// The first element of the rectangle for which `bad` holds.
     #[cold]
     pub(super) fn find(

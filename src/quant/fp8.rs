@@ -5,8 +5,8 @@
 //! codes'); code `= e4m3(clamp(w / s, -448, 448))`, ties to even. A scale that was rounded down thus saturates. The
 //! weight then *is* `code * s` rounded to BF16, and errors are measured against that.
 //!
-//! Without calibration data there is no search for better scales ([`search_channel`] needs to know what matters): the format is nearly blind to them. The best of eight scales within a binade
-//! takes the squared error down to 0.967 of this (normal weights), 0.956 (Laplace) or 0.950 (Student t4) per channel of
+//! Without data there is no search for better scales ([`ScaleSearch`] needs to know which inputs matter): the format is nearly
+//! blind to them. The best of eight scales within a binade takes the squared error down to 0.967 of this (normal weights), 0.956 (Laplace) or 0.950 (Student t4) per channel of
 //! 5120, and to 0.982, 0.975 or 0.967 per block of 128 x 128; that is 1 to 3 % of a relative error of 0.026, for eight
 //! times the work. INT4's search gains 16 % for twice the work.
 
@@ -21,7 +21,7 @@ use crate::kernels::{Kernel, LANES, Lanes, Simd, dispatch};
 use encode::Writer;
 
 pub use dequantize::{Coded, dequantize};
-pub use search::search_channel;
+pub use search::ScaleSearch;
 
 /// Where codes go: a byte each, a row for each output. It begins at the stripe's first output and input.
 #[derive(Debug)]

@@ -9,5 +9,5 @@ mod cholesky;
 mod factor;
 mod solve;
 
-pub use factor::{Factor, FactorError, FactorOptions, Order};
-pub use solve::{PIECE, Params, TRIES_MAX, quantize_int4, working_bytes};
+pub use factor::{Factor, FactorError};
+pub use solve::{PIECE, Params, quantize_int4, working_bytes};

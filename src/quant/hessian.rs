@@ -3,12 +3,7 @@
 //! For weights `w` quantized to `v`, the squared error of the layer's outputs over the same rows is `(w - v) H (w - v)ᵀ`. It
 //! must not know which layer, nor where rows come from.
 
-use std::fmt;
-
 use crate::kernels::gemm::{Layout, Left, Threads, Update, View, ViewMut, update};
-
-/// Rows that are scaled at a time.
-const WEIGHTED_ROWS: usize = 512;
 
 /// The sum of `x xᵀ` over rows of inputs, and how many rows went in. It takes `4 * inputs^2` bytes.
 #[derive(Clone, Debug, PartialEq)]
@@ -19,26 +14,6 @@ pub struct Hessian {
     /// `[inputs, inputs]`; the strict upper triangle is zero.
     sums: Vec<f32>,
 }
-
-/// Sums that cannot be second moments.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum BadSums {
-    /// There are not `inputs * inputs` of them.
-    Length,
-    /// One of them, or the number of rows, is not finite, or a diagonal element or the number of rows is negative.
-    Value,
-}
-
-impl fmt::Display for BadSums {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Length => "the sums are not a square matrix of the layer's inputs",
-            Self::Value => "the sums hold a value that second moments cannot have",
-        })
-    }
-}
-
-impl std::error::Error for BadSums {}
 
 impl Hessian {
     /// Nothing summed yet.
@@ -51,21 +26,11 @@ impl Hessian {
         (inputs as u64).saturating_mul(inputs as u64).saturating_mul(size_of::<f32>() as u64)
     }
 
-    /// From what [`Hessian::sums`] gave; the strict upper triangle is ignored.
-    ///
-    /// # Errors
-    ///
-    /// The sums are too few or too many, or hold what cannot be.
-    pub fn from_sums(inputs: usize, rows: f64, mut sums: Vec<f32>) -> Result<Self, BadSums> {
-        if inputs.checked_mul(inputs) != Some(sums.len()) {
-            return Err(BadSums::Length);
-        }
-        let mut good = rows.is_finite() && rows >= 0.0;
-        for (i, row) in sums.chunks_exact_mut(inputs.max(1)).enumerate() {
-            row[i + 1..].fill(0.0);
-            good &= row[..=i].iter().all(|value| value.is_finite()) && row[i] >= 0.0;
-        }
-        if good { Ok(Self { inputs, rows, sums }) } else { Err(BadSums::Value) }
+    /// From sums as [`Hessian::sums`] gives them, whether or not they can be second moments.
+    #[cfg(test)]
+    pub(super) fn from_sums(inputs: usize, rows: f64, sums: Vec<f32>) -> Self {
+        assert_eq!(inputs * inputs, sums.len());
+        Self { inputs, rows, sums }
     }
 
     /// Inputs of the layer.
@@ -73,7 +38,7 @@ impl Hessian {
         self.inputs
     }
 
-    /// Rows that were added (their weights' sum, where they had weights), and what blending counted for.
+    /// Rows that were added, and what blending counted for.
     pub fn rows(&self) -> f64 {
         self.rows
     }
@@ -104,31 +69,6 @@ impl Hessian {
         self.rows += x.rows() as f64;
         let what = Update { subtract: false, left: Left::Columns(x), right: x, layout: Layout::InOut, lower: true };
         update(threads, &what, ViewMut::dense(&mut self.sums, self.inputs, self.inputs));
-    }
-
-    /// [`Hessian::add`], each row counting as often as its weight says: `weights[r] x xᵀ` for row `r`. What a token's errors
-    /// do to the model depends on the token, for one on how large the residual stream is that they are added to.
-    ///
-    /// # Panics
-    ///
-    /// As for [`Hessian::add`]; or there is not one weight per row, or one is negative or not finite.
-    pub fn add_weighted(&mut self, threads: Threads, x: View<'_, f32>, weights: &[f32]) {
-        assert_eq!(weights.len(), x.rows(), "weights of rows");
-        assert!(
-            weights.iter().all(|&weight| weight >= 0.0 && weight.is_finite()),
-            "weights are finite and not negative"
-        );
-        let before = self.rows;
-        for from in (0..x.rows()).step_by(WEIGHTED_ROWS) {
-            let to = x.rows().min(from + WEIGHTED_ROWS);
-            let mut scaled = Vec::with_capacity((to - from) * self.inputs);
-            for (row, weight) in (from..to).zip(&weights[from..to]) {
-                let root = weight.sqrt();
-                scaled.extend(x.row(row).iter().map(|value| value * root));
-            }
-            self.add(threads, View::dense(&scaled, to - from, self.inputs));
-        }
-        self.rows = before + weights.iter().map(|&weight| f64::from(weight)).sum::<f64>();
     }
 
     /// Adds the sums of other rows.

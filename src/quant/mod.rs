@@ -26,7 +26,7 @@ mod target;
 mod tests;
 
 pub use block::{Block, Layout};
-pub use hessian::{BadSums, Hessian};
+pub use hessian::Hessian;
 pub use sums::{ErrorRows, ErrorSums, Errors};
 pub use target::Target;
 
@@ -48,12 +48,15 @@ pub enum Method {
     Search,
     /// Input after input, each making up for what rounding the ones before it has cost; needs second moments of the inputs.
     Gptq,
+    /// [`Method::Search`] after inputs that matter were made larger, and what feeds them smaller; needs to know how large
+    /// inputs are.
+    Awq,
 }
 
 impl Method {
-    /// Whether it makes use of calibration data.
-    pub fn uses_data(self) -> bool {
-        self != Self::Rtn
+    /// Whether it is none without calibration data.
+    pub fn needs_data(self) -> bool {
+        matches!(self, Self::Gptq | Self::Awq)
     }
 }
 
@@ -63,6 +66,7 @@ impl fmt::Display for Method {
             Self::Rtn => "rtn",
             Self::Search => "search",
             Self::Gptq => "gptq",
+            Self::Awq => "awq",
         })
     }
 }
@@ -75,7 +79,8 @@ impl FromStr for Method {
             "rtn" => Ok(Self::Rtn),
             "search" => Ok(Self::Search),
             "gptq" => Ok(Self::Gptq),
-            _ => Err(format!("unknown method `{name}`; there are rtn, search and gptq")),
+            "awq" => Ok(Self::Awq),
+            _ => Err(format!("unknown method `{name}`; there are rtn, search, gptq and awq")),
         }
     }
 }

@@ -8,7 +8,7 @@
 //! match = 'feed_forward\.'      # a regex, found anywhere in the name
 //! scheme = "w4a16"
 //! group_size = 64               # optional
-//! method = "search"             # optional: rtn, search or gptq
+//! method = "search"             # optional: rtn, search, gptq or awq
 //!
 //! [[rule]]
 //! match = '^layers\.(0|47)\.'
@@ -19,7 +19,7 @@ use regex::Regex;
 use serde::Deserialize;
 
 use super::Method;
-use super::scheme::Scheme;
+use super::scheme::{Knowledge, Scheme};
 
 /// What happens to a weight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,21 +70,19 @@ struct Entry {
 }
 
 impl Recipe {
-    /// Reads a recipe; `method` applies to rules that name none, `None` being the best for each scheme, with calibration data
-    /// (`data`) or without.
+    /// Reads a recipe; `method` applies to rules that name none, `None` being the best for each scheme with what is known.
     ///
     /// # Errors
     /// A sentence that names the rule, by its number from 1, and the value that is wrong.
-    pub fn parse(text: &str, method: Option<Method>, data: bool) -> Result<Self, String> {
+    pub fn parse(text: &str, method: Option<Method>, known: Knowledge) -> Result<Self, String> {
         let document: Document = toml::from_str(text).map_err(|error| error.to_string())?;
         if document.rules.is_empty() {
             return Err("it has no [[rule]]".into());
         }
-        let rules = document
-            .rules
-            .into_iter()
-            .enumerate()
-            .map(|(index, entry)| entry.rule(method, data).map_err(|error| format!("rule {}: {error}", index + 1)));
+        let rules =
+            document.rules.into_iter().enumerate().map(|(index, entry)| {
+                entry.rule(method, known).map_err(|error| format!("rule {}: {error}", index + 1))
+            });
         Ok(Self { rules: rules.collect::<Result<_, _>>()? })
     }
 
@@ -95,7 +93,7 @@ impl Recipe {
 }
 
 impl Entry {
-    fn rule(self, method: Option<Method>, data: bool) -> Result<Rule, String> {
+    fn rule(self, method: Option<Method>, known: Knowledge) -> Result<Rule, String> {
         let action = match (self.keep, self.scheme) {
             (true, None) if self.group_size.is_none() && self.method.is_none() => Action::Keep,
             (true, _) => return Err("`keep = true` goes with no scheme, group size or method".into()),
@@ -103,9 +101,9 @@ impl Entry {
             (false, Some(name)) => {
                 let scheme = Scheme::parse(&name, self.group_size)?;
                 let method = match self.method {
-                    Some(name) => scheme.method(Some(name.parse()?), data)?,
+                    Some(name) => scheme.method(Some(name.parse()?), known)?,
                     // What applies to all rules is for those that it can apply to.
-                    None => scheme.method(method, data).or_else(|_| scheme.method(None, data))?,
+                    None => scheme.method(method, known).or_else(|_| scheme.method(None, known))?,
                 };
                 Action::Quantize { scheme, method }
             }
@@ -142,7 +140,7 @@ mod tests {
             keep = true
             ",
             None,
-            false,
+            Knowledge::Nothing,
         )
         .unwrap();
         let int4 = Scheme::W4A16 { group_size: 128, symmetric: true };
@@ -160,7 +158,7 @@ mod tests {
 
     #[test]
     fn mistakes_are_named() {
-        let error = |text: &str| Recipe::parse(text, Some(Method::Rtn), false).unwrap_err();
+        let error = |text: &str| Recipe::parse(text, Some(Method::Rtn), Knowledge::Nothing).unwrap_err();
         assert!(error("").contains("no [[rule]]"));
         assert!(error("[[rule]]\nmatch = '('\nkeep = true").contains("rule 1: `(` is not a regex"));
         assert!(error("[[rule]]\nmatch = 'a'\nscheme = 'int3'").contains("unknown scheme `int3`"));

@@ -37,6 +37,17 @@ pub enum Scheme {
     Blocks(Dtype),
 }
 
+/// What is known about the inputs of weights while they are quantized.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Knowledge {
+    /// Nothing.
+    Nothing,
+    /// How large each input is on average, from a file.
+    Statistics,
+    /// The inputs themselves: calibration data run through the model.
+    Inputs,
+}
+
 /// Group size that every engine serves, used where the user names none.
 pub const DEFAULT_GROUP_SIZE: usize = 128;
 
@@ -67,19 +78,24 @@ impl Scheme {
         }
     }
 
-    /// The method to use where the user asked for `asked`; `None` is the best one, with calibration data (`data`) or without.
+    /// The method to use where the user asked for `asked`; `None` is the best one with what is known.
     ///
     /// # Errors
     /// A sentence that says why the method does not apply.
-    pub fn method(self, asked: Option<Method>, data: bool) -> Result<Method, String> {
-        match (self, asked) {
-            // A search among FP8 scales gains 1 to 3 % of an error of 2.6 %, for eight times the work: see `quant::fp8`.
-            (_, Some(Method::Search | Method::Gptq)) if self.is_fp8() => {
-                Err(format!("`{self}` knows the method rtn only: FP8 scales are not searched"))
-            }
-            (_, None) if self.is_fp8() => Ok(Method::Rtn),
-            (_, None) => Ok(if data { Method::Gptq } else { Method::Search }),
-            (_, Some(asked)) => Ok(asked),
+    pub fn method(self, asked: Option<Method>, known: Knowledge) -> Result<Method, String> {
+        let blocks = matches!(self, Self::Fp8Block { .. });
+        match asked {
+            None if self.is_fp8() => Ok(Method::Rtn),
+            None => Ok(if known == Knowledge::Inputs { Method::Gptq } else { Method::Search }),
+            Some(Method::Search) if blocks => Err(format!("`{self}` knows the method rtn only")),
+            // It gains 1 to 3 % of an error of 2.6 %, for eight times the work, unless some inputs matter more: see `quant::fp8`.
+            Some(Method::Search) if self.is_fp8() && known == Knowledge::Nothing => Err(format!(
+                "without data `{self}` knows the method rtn only: FP8 scales are searched by what inputs matter"
+            )),
+            Some(method @ (Method::Gptq | Method::Awq)) if self.is_fp8() => Err(format!(
+                "the method {method} is for INT4; without data `{self}` knows rtn only, with data search too"
+            )),
+            Some(asked) => Ok(asked),
         }
     }
 

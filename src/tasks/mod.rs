@@ -4,6 +4,7 @@ pub mod calibrate;
 pub mod convert;
 pub mod diff;
 pub mod download;
+pub mod gguf;
 pub mod inspect;
 pub mod quantize;
 pub mod repack;

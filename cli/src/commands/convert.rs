@@ -2,20 +2,24 @@
 
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
+use l4::error::hint;
 use l4::kernels::Float;
 use l4::output::casting::Overflow;
 use l4::output::converting;
+use l4::output::gguf::mix::FileType;
 use l4::output::partial::Existing;
 use l4::tasks::convert::{Job, Options};
+use l4::tasks::gguf as gguf_task;
 
+use super::gguf::{self, GgufArguments};
 use crate::context::Context;
 use crate::exit::Outcome;
 use crate::render;
 use crate::size::Size;
 
-/// Convert a checkpoint to Hugging Face's layout in plain floats: from Meta's files, or from a quantized checkpoint
+/// Convert a checkpoint to Hugging Face's layout or to GGUF, in plain floats: from Meta's files, or from a quantized checkpoint
 ///
 /// Reads Meta's `consolidated.*.pth` of any number of ranks with `params.json` and `tokenizer.model`, and every checkpoint
 /// that the other commands read. No code in a pickle is ever executed. INT4 and FP8 are dequantized. The output appears
@@ -24,28 +28,29 @@ use crate::size::Size;
 #[command(after_help = "Examples:
   l4tool convert Llama-4-Scout-17B-16E-Instruct/original -o scout --to hf --instruct
   l4tool convert scout-int4 -o scout-bf16 --to hf
+  l4tool convert CHECKPOINT -o scout-BF16.gguf --to gguf
   l4tool convert CHECKPOINT -o OUT --to hf --vision drop --dtype f16")]
 pub(crate) struct Arguments {
     /// The checkpoint: a folder, or a .safetensors, .gguf or .pth file
     checkpoint: PathBuf,
-    /// The folder to make
+    /// The folder to make, or with --to gguf the file, if its name ends in .gguf
     #[arg(short, long = "output", value_name = "OUT")]
     output: PathBuf,
     /// The layout to make
     #[arg(long, value_name = "LAYOUT")]
     to: Layout,
-    /// How the routed experts are stored
-    #[arg(long, value_name = "FORM", default_value = "fused")]
-    experts: Experts,
-    /// Format of all weights [default: as they are; bf16 for quantized ones]
+    /// How the routed experts are stored [default: fused]
+    #[arg(long, value_name = "FORM")]
+    experts: Option<Experts>,
+    /// Format of all weights [default: as they are; bf16 for quantized ones and for GGUF]
     #[arg(long, value_name = "FORMAT")]
     dtype: Option<Dtype>,
     /// Take the largest value of the format for values that are larger, instead of refusing them
     #[arg(long, requires = "dtype")]
     clamp: bool,
-    /// Keep the vision part, or make a text-only model
-    #[arg(long, value_name = "WHAT", default_value = "keep")]
-    vision: Vision,
+    /// Keep the vision part, or make a text-only model [default: keep; GGUF files hold text only]
+    #[arg(long, value_name = "WHAT")]
+    vision: Option<Vision>,
     /// Meta's files hold an instruction-tuned model (nothing in them tells)
     #[arg(long)]
     instruct: bool,
@@ -64,6 +69,8 @@ pub(crate) struct Arguments {
     /// Throw an interrupted run's work away and start over
     #[arg(long)]
     restart: bool,
+    #[command(flatten, next_help_heading = "GGUF")]
+    gguf: GgufArguments,
 }
 
 /// Layouts to make.
@@ -71,6 +78,8 @@ pub(crate) struct Arguments {
 enum Layout {
     /// Hugging Face: safetensors, config.json, tokenizer.json
     Hf,
+    /// llama.cpp: one file with everything but the vision part
+    Gguf,
 }
 
 /// How the routed experts are stored.
@@ -105,6 +114,12 @@ enum Vision {
 /// Runs the command.
 pub(crate) fn run(arguments: Arguments, context: &Context) -> Result<Outcome> {
     let dry_run = arguments.dry_run;
+    if arguments.to == Layout::Gguf {
+        return gguf::run(&arguments.gguf_options()?, dry_run, None, context);
+    }
+    if let Some(flag) = arguments.gguf.given() {
+        bail!(hint(format!("`{flag}` is about GGUF"), "convert with `--to gguf`, or leave it out"));
+    }
     let options = arguments.options();
     let job = Job::new(&options)?;
     if dry_run {
@@ -122,12 +137,43 @@ pub(crate) fn run(arguments: Arguments, context: &Context) -> Result<Outcome> {
 }
 
 impl Arguments {
+    fn gguf_options(self) -> Result<gguf_task::Options> {
+        if self.experts.is_some() || self.vision == Some(Vision::Keep) {
+            let flag = if self.experts.is_some() { "--experts" } else { "--vision keep" };
+            bail!(hint(
+                format!("`{flag}` does not go with `--to gguf`"),
+                "GGUF has one form for experts, and the vision part in a file of its own, which is not written"
+            ));
+        }
+        Ok(gguf_task::Options {
+            command: "convert",
+            source: self.checkpoint,
+            out: self.output,
+            file_type: match self.dtype {
+                Some(Dtype::F32) => FileType::F32,
+                Some(Dtype::F16) => FileType::F16,
+                Some(Dtype::Bf16) | None => FileType::BF16,
+            },
+            pure: false,
+            rules: Vec::new(),
+            stats: None,
+            fallback: gguf_task::Fallback::default(),
+            split_bytes_max: self.gguf.split_max_size.map(|size| size.0),
+            pre_tokenizer: self.gguf.pre_tokenizer,
+            name: self.gguf.name,
+            instruct: self.instruct,
+            overflow: if self.clamp { Overflow::Clamp } else { Overflow::Refuse },
+            requantize: false,
+            existing: Existing { force: self.force, restart: self.restart },
+            hash_source: self.hash_source,
+        })
+    }
+
     fn options(self) -> Options {
-        let Layout::Hf = self.to;
         Options {
             source: self.checkpoint,
             out: self.output,
-            experts: match self.experts {
+            experts: match self.experts.unwrap_or(Experts::Fused) {
                 Experts::Fused => converting::Experts::Fused,
                 Experts::PerExpert => converting::Experts::PerExpert,
             },
@@ -137,7 +183,7 @@ impl Arguments {
                 Dtype::F32 => Float::F32,
             }),
             overflow: if self.clamp { Overflow::Clamp } else { Overflow::Refuse },
-            text_only: self.vision == Vision::Drop,
+            text_only: self.vision == Some(Vision::Drop),
             instruct: self.instruct,
             shard_bytes_max: self.shard_size.0,
             existing: Existing { force: self.force, restart: self.restart },

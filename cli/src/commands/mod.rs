@@ -5,6 +5,7 @@ pub(crate) mod completions;
 pub(crate) mod convert;
 pub(crate) mod diff;
 pub(crate) mod download;
+mod gguf;
 pub(crate) mod inspect;
 pub(crate) mod man;
 pub(crate) mod quantize;

@@ -5,6 +5,7 @@ pub(crate) mod convert;
 pub(crate) mod diff;
 pub(crate) mod download;
 mod forecast;
+pub(crate) mod gguf;
 pub(crate) mod inspect;
 pub(crate) mod quantize;
 pub(crate) mod repack;

@@ -5,6 +5,7 @@
 // Every test file uses a part of it.
 #![allow(dead_code, clippy::unwrap_used)]
 
+pub(crate) mod gguf_file;
 pub(crate) mod hub;
 pub(crate) mod oracle;
 pub(crate) mod sparse;

@@ -58,6 +58,21 @@ pub(crate) fn source_matrix(source: &Model, module: &str) -> Vec<f32> {
     (0..outs).flat_map(|out| (0..inputs).map(move |input| (out, input))).map(|(out, input)| at(out, input)).collect()
 }
 
+/// The numbers of an INT4 matrix, before they are rounded to BF16.
+pub(crate) fn int4_matrix(out: &Model, module: &str) -> Vec<f32> {
+    let part = |name: &str| out.get(&format!("{module}.{name}"));
+    let (packed, scale, zeros) =
+        (part("weight_packed").unwrap(), part("weight_scale").unwrap(), part("weight_zero_point"));
+    let (scales, rows, groups, words) = (floats(scale), scale.shape[0], scale.shape[1], packed.shape[1]);
+    let size = words * 8 / groups;
+    let value = |row: usize, column: usize| {
+        let code = nibble(packed, row * words + column / 8, column % 8);
+        let zero = zeros.map_or(0, |zeros| nibble(zeros, row / 8 * groups + column / size, row % 8));
+        (code - zero) as f32 * scales[row * groups + column / size]
+    };
+    (0..rows).flat_map(|row| (0..words * 8).map(move |column| (row, column))).map(|(r, c)| value(r, c)).collect()
+}
+
 /// Compares a quantized matrix with the source, element by element: round-to-nearest errs by half a step at most.
 pub(crate) fn check_matrix(out: &Model, source: &Model, module: &str) -> &'static str {
     let part = |name: &str| out.get(&format!("{module}.{name}"));

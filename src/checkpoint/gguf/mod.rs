@@ -25,7 +25,7 @@ pub(super) use files::{is_gguf, is_name, open_file, open_folder};
 pub use keys::{Head, Keys};
 pub use read::{Gguf, GgufTensor};
 pub use value::{Array, Value};
-pub use write::{Layout, encode};
+pub use write::{Content, Layout, encode};
 
 /// The first four bytes.
 pub const MAGIC: [u8; 4] = *b"GGUF";

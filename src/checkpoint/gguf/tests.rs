@@ -41,11 +41,16 @@ fn a_file_of_the_python_package_is_read() {
 fn what_is_written_is_read() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("a.gguf");
-    let values = [("general.type", Value::String("imatrix".into())), ("n", Value::U32(7))];
     let list = ["x".to_owned(), "yy".to_owned()];
+    let keys = [
+        ("general.type".to_owned(), Content::Value(Value::String("imatrix".into()))),
+        ("list".to_owned(), Content::Strings(list.to_vec())),
+        ("numbers".to_owned(), Content::Numbers(vec![1, -2])),
+        ("n".to_owned(), Content::Value(Value::U32(7))),
+    ];
     let kind = Dtype::F32;
     let tensors = [("one".to_owned(), vec![3], kind), ("two".to_owned(), vec![2, 2], kind)];
-    let layout = encode(&values, &[("list", &list)], &tensors);
+    let layout = encode(&keys, &tensors);
     let mut bytes = layout.head.clone();
     bytes.resize(layout.bytes as usize, 0);
     bytes[layout.offsets[1] as usize..][..4].copy_from_slice(&2.5_f32.to_le_bytes());

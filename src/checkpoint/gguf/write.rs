@@ -4,6 +4,9 @@ use super::value::{ARRAY, STRING};
 use super::{ALIGNMENT, MAGIC, NAME_BYTES_MAX, VERSION, Value};
 use crate::dtype::{Dtype, ggml};
 
+/// Number of the type of a whole number of 32 bits with a sign.
+const I32: u32 = 5;
+
 /// A file that is to be written: its first bytes, and where each tensor's data go.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Layout {
@@ -15,30 +18,39 @@ pub struct Layout {
     pub bytes: u64,
 }
 
-/// Lays a file out. `strings` are keys whose value is an array of strings; `tensors` have a name, extents (the fastest-varying
-/// first) and a type.
+/// What a key that is written holds.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Content {
+    /// One value.
+    Value(Value),
+    /// An array of strings.
+    Strings(Vec<String>),
+    /// An array of whole numbers of 32 bits.
+    Numbers(Vec<i32>),
+}
+
+/// Lays a file out: `keys` in their order, and `tensors`, which have a name, extents (the fastest-varying first) and a type.
 ///
 /// # Panics
-/// If a name is too long for llama.cpp, ggml has no such type, a row is no whole number of blocks, or `values` hold an array.
-pub fn encode(
-    values: &[(&str, Value)],
-    strings: &[(&str, &[String])],
-    tensors: &[(String, Vec<u64>, Dtype)],
-) -> Layout {
+/// If a name is too long for llama.cpp, ggml has no such type, a row is no whole number of blocks, or a value is an array.
+pub fn encode(keys: &[(String, Content)], tensors: &[(String, Vec<u64>, Dtype)]) -> Layout {
     let mut head = MAGIC.to_vec();
     head.extend(VERSION.to_le_bytes());
     head.extend((tensors.len() as u64).to_le_bytes());
-    head.extend(((values.len() + strings.len()) as u64).to_le_bytes());
-    for (key, value) in values {
+    head.extend((keys.len() as u64).to_le_bytes());
+    for (key, content) in keys {
         put_string(&mut head, key);
-        put_value(&mut head, value);
-    }
-    for (key, list) in strings {
-        put_string(&mut head, key);
-        head.extend(ARRAY.to_le_bytes());
-        head.extend(STRING.to_le_bytes());
-        head.extend((list.len() as u64).to_le_bytes());
-        list.iter().for_each(|text| put_string(&mut head, text));
+        match content {
+            Content::Value(value) => put_value(&mut head, value),
+            Content::Strings(list) => {
+                put_array(&mut head, STRING, list.len());
+                list.iter().for_each(|text| put_string(&mut head, text));
+            }
+            Content::Numbers(list) => {
+                put_array(&mut head, I32, list.len());
+                list.iter().for_each(|number| head.extend(number.to_le_bytes()));
+            }
+        }
     }
     let (mut offsets, mut end) = (Vec::new(), 0_u64);
     for (name, extents, dtype) in tensors {
@@ -57,6 +69,12 @@ pub fn encode(
     let data = head.len() as u64;
     offsets.iter_mut().for_each(|offset| *offset += data);
     Layout { head, offsets, bytes: data + end }
+}
+
+fn put_array(head: &mut Vec<u8>, kind: u32, count: usize) {
+    head.extend(ARRAY.to_le_bytes());
+    head.extend(kind.to_le_bytes());
+    head.extend((count as u64).to_le_bytes());
 }
 
 fn put_string(head: &mut Vec<u8>, text: &str) {
@@ -85,6 +103,6 @@ fn put_value(head: &mut Vec<u8>, value: &Value) {
             head.extend(STRING.to_le_bytes());
             put_string(head, text);
         }
-        Value::Array(_) => panic!("arrays of strings are handed over apart, and no others are written"),
+        Value::Array(_) => panic!("arrays that are written are no values of a file"),
     }
 }

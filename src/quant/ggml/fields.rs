@@ -8,14 +8,6 @@ pub(super) fn f16_at(block: &[u8], at: usize) -> f32 {
     f16::from_le_bytes([block[at], block[at + 1]]).to_f32()
 }
 
-/// Stores `x` as float16, rounded to nearest, ties to even, and returns what was stored.
-#[inline(always)]
-pub(super) fn put_f16(block: &mut [u8], at: usize, x: f32) -> f32 {
-    let rounded = f16::from_f32(x);
-    block[at..at + 2].copy_from_slice(&rounded.to_le_bytes());
-    rounded.to_f32()
-}
-
 /// The eight scales and eight minima of Q4_K and Q5_K, six bits each in twelve bytes: the low four of bytes 0 to 7 are the
 /// first four scales and minima whole, with the upper two bits of the last four above them; bytes 8 to 11 are the lower
 /// four bits of those.
@@ -31,17 +23,6 @@ pub(super) fn k4_scales(packed: &[u8]) -> ([u8; 8], [u8; 8]) {
     (scales, mins)
 }
 
-/// The inverse of [`k4_scales`]. Bits above the sixth end up where ggml's own code puts them.
-#[inline(always)]
-pub(super) fn put_k4_scales(packed: &mut [u8], scales: &[u8; 8], mins: &[u8; 8]) {
-    for j in 0..4 {
-        let (scale, min) = (scales[j + 4], mins[j + 4]);
-        packed[j] = scales[j] | scale >> 4 << 6;
-        packed[j + 4] = mins[j] | min >> 4 << 6;
-        packed[j + 8] = scale & 15 | (min & 15) << 4;
-    }
-}
-
 /// The sixteen scales of Q3_K, six bits each in twelve bytes: lower four bits of scale `j` and `j + 8` in byte `j`, then
 /// the upper two of scales `j`, `j + 4`, `j + 8`, `j + 12` in byte `8 + j`.
 #[inline(always)]
@@ -52,29 +33,9 @@ pub(super) fn q3_scales(packed: &[u8]) -> [u8; 16] {
     })
 }
 
-/// The inverse of [`q3_scales`].
-#[inline(always)]
-pub(super) fn put_q3_scales(packed: &mut [u8], scales: &[u8; 16]) {
-    packed.fill(0);
-    for (j, scale) in scales.iter().enumerate() {
-        packed[j % 8] |= (scale & 15) << (4 * (j / 8));
-        packed[8 + j % 4] |= scale >> 4 << (2 * (j / 4));
-    }
-}
-
 /// The eight scales of IQ4_XS: upper two bits of all in two bytes, then the lower four, two to a byte.
 #[inline(always)]
 pub(super) fn xs_scales(packed: &[u8]) -> [u8; 8] {
     let high = u16::from_le_bytes([packed[0], packed[1]]);
     std::array::from_fn(|j| packed[2 + j / 2] >> (4 * (j % 2)) & 15 | ((high >> (2 * j) & 3) << 4) as u8)
-}
-
-/// The inverse of [`xs_scales`].
-#[inline(always)]
-pub(super) fn put_xs_scales(packed: &mut [u8], scales: &[u8; 8]) {
-    packed.fill(0);
-    for (j, scale) in scales.iter().enumerate() {
-        packed[j / 4] |= scale >> 4 << (2 * (j % 4));
-        packed[2 + j / 2] |= (scale & 15) << (4 * (j % 2));
-    }
 }

@@ -5,9 +5,12 @@
 
 mod decode;
 mod fields;
-mod reference;
+mod lanes;
 mod tables;
+mod tries;
 
+#[cfg(test)]
+mod reference;
 #[cfg(test)]
 mod tests;
 
@@ -75,7 +78,7 @@ pub fn encode(dtype: Dtype, rows: &[f32], row_len: usize, importance: Option<&[f
     assert!(rows.len().is_multiple_of(row_len), "not whole rows");
     assert!(importance.is_none_or(|all| all.len() == row_len), "an importance for each column");
     assert_eq!(blocks.len(), rows.len() / block_len * block_bytes, "bytes of the blocks");
-    reference::encode(dtype, rows, row_len, importance, blocks);
+    lanes::encode(dtype, rows, row_len, importance, blocks);
 }
 
 /// Values and bytes of a block.

@@ -1,5 +1,8 @@
 //! What GPTQ needs of the second moments: the order of inputs, and the inverse of a Cholesky factor in that order.
 //!
+//! Inputs are rounded from the largest second moment to the smallest, so that most inputs can still make up for the ones that
+//! matter (llm-compressor's `actorder: static`). Groups keep their inputs whatever the order, so that nothing shows in the files.
+//!
 //! It must not know weights.
 
 use std::fmt;
@@ -7,31 +10,6 @@ use std::fmt;
 use super::cholesky::{flush, invert_factor};
 use crate::kernels::gemm::Threads;
 use crate::quant::Hessian;
-
-/// The order in which inputs are rounded. Groups keep their inputs whatever the order, so that nothing shows in the files.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Order {
-    /// From the largest second moment to the smallest, so that most inputs can still make up for the ones that matter
-    /// (llm-compressor's `actorder: static`).
-    Activation,
-    /// As they are stored.
-    Natural,
-}
-
-/// How to make a [`Factor`].
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct FactorOptions {
-    /// Added to the diagonal, relative to its mean. Raised where the matrix is not positive definite otherwise.
-    pub damping: f64,
-    /// The order of inputs.
-    pub order: Order,
-}
-
-impl Default for FactorOptions {
-    fn default() -> Self {
-        Self { damping: 0.01, order: Order::Activation }
-    }
-}
 
 /// Second moments from which no factor can be made.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -69,22 +47,22 @@ pub struct Factor {
     pub(super) inverse: Vec<f32>,
     /// Which input each row is.
     pub(super) inputs: Vec<u32>,
-    /// Mean square of each input (as it is stored, not reordered), relative to the mean of all; damping not included.
-    diagonal: Vec<f32>,
     /// For each input, what a squared error of its weight costs once the inputs after it have made up for it.
     pub(super) importance: Vec<f32>,
-    damping: f64,
-    dead: usize,
+    /// The damping in use: the one that was asked for, unless that was too little.
+    #[cfg(test)]
+    pub(in crate::quant) damping: f64,
 }
 
 impl Factor {
-    /// Makes a factor, in the Hessian's own memory. Inputs that were always zero are rounded by themselves, as if their
+    /// Makes a factor, in the Hessian's own memory. `damping` is added to the diagonal, relative to its mean; it is raised where
+    /// the matrix is not positive definite otherwise. Inputs that were always zero are rounded by themselves, as if their
     /// second moment were the others' mean. If all were, every weight is rounded by itself.
     ///
     /// # Errors
     ///
     /// The second moments are not finite, or not positive definite whatever the damping.
-    pub fn new(threads: Threads, hessian: Hessian, options: &FactorOptions) -> Result<Self, FactorError> {
+    pub fn new(threads: Threads, hessian: Hessian, damping: f64) -> Result<Self, FactorError> {
         let n = hessian.inputs();
         let moments = hessian.diagonal();
         let live = moments.iter().filter(|&&x| x > 0.0).count();
@@ -95,13 +73,13 @@ impl Factor {
         let mean = if live == 0 { 1.0 } else { total / live as f64 };
         let diagonal: Vec<f32> =
             moments.iter().map(|&x| if x > 0.0 { (f64::from(x) / mean) as f32 } else { 1.0 }).collect();
-        let inputs = order(&diagonal, options.order);
+        let inputs = order(&diagonal);
         let mut matrix = hessian.into_sums();
         reorder(&mut matrix, &inputs, 1.0 / mean);
         if matrix.iter().any(|value| !value.is_finite()) {
             return Err(FactorError::NotFinite);
         }
-        let mut damping = options.damping;
+        let mut damping = damping;
         loop {
             for (i, &input) in inputs.iter().enumerate() {
                 matrix[i * n + i] = (f64::from(diagonal[input as usize]) + damping) as f32;
@@ -120,7 +98,13 @@ impl Factor {
             let own = matrix[i * n + i];
             importance[input as usize] = 1.0 / (own * own);
         }
-        Ok(Self { inverse: matrix, inputs, diagonal, importance, damping, dead: n - live })
+        Ok(Self {
+            inverse: matrix,
+            inputs,
+            importance,
+            #[cfg(test)]
+            damping,
+        })
     }
 
     /// The order and the matrix, for tests.
@@ -133,31 +117,13 @@ impl Factor {
     pub fn inputs(&self) -> usize {
         self.inputs.len()
     }
-
-    /// Mean square of each input, relative to the mean over all of them; 1 for inputs that were always zero. What a search
-    /// for scales may take as importance.
-    pub fn diagonal(&self) -> &[f32] {
-        &self.diagonal
-    }
-
-    /// The damping in use: the one that was asked for, unless that was too little.
-    pub fn damping(&self) -> f64 {
-        self.damping
-    }
-
-    /// Inputs that were always zero.
-    pub fn dead(&self) -> usize {
-        self.dead
-    }
 }
 
 /// Inputs in the reverse of the order in which they are rounded.
-fn order(diagonal: &[f32], order: Order) -> Vec<u32> {
+fn order(diagonal: &[f32]) -> Vec<u32> {
     let count = u32::try_from(diagonal.len()).expect("a square of more than 2^32 inputs fits no memory");
     let mut inputs: Vec<u32> = (0..count).collect();
-    if order == Order::Activation {
-        inputs.sort_by(|&a, &b| diagonal[b as usize].total_cmp(&diagonal[a as usize]).then(a.cmp(&b)));
-    }
+    inputs.sort_by(|&a, &b| diagonal[b as usize].total_cmp(&diagonal[a as usize]).then(a.cmp(&b)));
     inputs.reverse();
     inputs
 }

@@ -21,16 +21,7 @@ pub struct Params {
     pub group_size: usize,
     /// Whether zero points are all 0.
     pub symmetric: bool,
-    /// How many multiples of its scales each output is rounded with, the best of which it keeps: 1 to [`TRIES_MAX`]. The work
-    /// grows with it. Three tries take the weighted error down by 3 %, six by 5 % (256 inputs; less with more).
-    pub tries: usize,
 }
-
-/// Most [`Params::tries`].
-pub const TRIES_MAX: usize = MULTIPLES.len();
-
-/// Multiples of the scales that the search found, the most useful ones first.
-const MULTIPLES: [f32; 6] = [1.0, 1.04, 0.96, 1.08, 0.92, 1.02];
 
 /// Inputs that are rounded before what they cost reaches the inputs beyond them.
 const BLOCK: usize = 128;
@@ -43,10 +34,10 @@ const PANEL: usize = 4096;
 
 /// Bytes that one call of [`quantize_int4`] takes besides its arguments.
 pub fn working_bytes(inputs: usize) -> u64 {
-    // Weights, their copy, and codes of a piece twice, scales of groups of eight at worst; errors of a block; panels; and the
+    // Weights and codes of a piece, scales of groups of eight at worst; errors of a block; panels; and the
     // product's packed operands, at most 1024 inputs of a block on the left and 256 outputs on the right.
     let inputs = inputs as u64;
-    PIECE as u64 * (inputs * 12 + BLOCK as u64 * 4) + inputs * 64 + (1024 + 256) * BLOCK as u64 * 4 + (1 << 20)
+    PIECE as u64 * (inputs * 6 + BLOCK as u64 * 4) + inputs * 64 + (1024 + 256) * BLOCK as u64 * 4 + (1 << 20)
 }
 
 /// Quantizes all inputs of some outputs of a matrix, on the calling thread: `block` is `[outs, inputs]`.
@@ -73,7 +64,6 @@ pub fn quantize_int4(
     assert_eq!(block.ins(), factor.inputs(), "inputs of the matrix and of the factor");
     assert_eq!(weighted.len(), block.outs(), "weighted errors per output");
     check(block, params.group_size, params.symmetric, &out, &sums);
-    assert!((1..=TRIES_MAX).contains(&params.tries), "{} tries", params.tries);
     if block.ins() == 0 {
         weighted.fill(0.0);
         return Ok(());
@@ -82,7 +72,7 @@ pub fn quantize_int4(
         let outs = PIECE.min(block.outs() - first);
         let mut piece = Piece::new(block, factor, params, (first, outs));
         piece.load(&mut sums)?;
-        piece.solve_best();
+        piece.solve();
         weighted[first..first + outs].copy_from_slice(&piece.costs[..outs]);
         piece.finish(&mut out, &mut sums)?;
     }
@@ -198,28 +188,6 @@ impl<'a> Piece<'a> {
         found.unwrap_or(NonFinite { out: outs.0, input: inputs.0, value: most })
     }
 
-    /// Rounds all inputs with each multiple of the scales, and keeps each output's best.
-    fn solve_best(&mut self) {
-        if self.params.tries == 1 {
-            return self.solve();
-        }
-        let (weights, scales) = (self.weights.clone(), self.scales.clone());
-        self.solve();
-        for multiple in &MULTIPLES[1..self.params.tries] {
-            let codes = std::mem::replace(&mut self.codes, vec![0; weights.len()]);
-            let best = std::mem::take(&mut self.scales);
-            let costs = std::mem::replace(&mut self.costs, vec![0.0; self.stride]);
-            self.weights.copy_from_slice(&weights);
-            // A scale that would leave the range of BF16 stays as it is.
-            self.scales = scales.iter().map(|&scale| multiplied(scale, *multiple)).collect();
-            self.solve();
-            let better: Vec<bool> = self.costs.iter().zip(&costs).map(|(new, old)| new < old).collect();
-            keep_old(&mut self.codes, &codes, &better);
-            keep_old(&mut self.scales, &best, &better);
-            keep_old(&mut self.costs, &costs, &better);
-        }
-    }
-
     /// Rounds all inputs, in the factor's order (from its last row to its first).
     fn solve(&mut self) {
         let (n, stride) = (self.block.ins(), self.stride);
@@ -273,21 +241,6 @@ impl<'a> Piece<'a> {
             }
             Ok(())
         })
-    }
-}
-
-/// A multiple of a scale, rounded to BF16; the scale itself where that is no normal number.
-fn multiplied(scale: f32, multiple: f32) -> f32 {
-    let product = bf16::from_f32(scale * multiple).to_f32();
-    if product.is_normal() { product } else { scale }
-}
-
-/// Puts old values back for outputs that did not get better; rows are as long as `better`.
-fn keep_old<T: Copy>(values: &mut [T], old: &[T], better: &[bool]) {
-    for (values, old) in values.chunks_exact_mut(better.len()).zip(old.chunks_exact(better.len())) {
-        for ((value, old), better) in values.iter_mut().zip(old).zip(better) {
-            *value = if *better { *value } else { *old };
-        }
     }
 }
 

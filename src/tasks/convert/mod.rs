@@ -21,7 +21,7 @@ use crate::output::casting::Overflow;
 use crate::output::companions::Companion;
 use crate::output::converting::{Experts, Form, plan_conversion};
 use crate::output::job;
-use crate::output::partial::Existing;
+use crate::output::partial::{self, Existing};
 use crate::output::plan::{Plan, PlanBuilder};
 use crate::progress::Control;
 use crate::quant::Errors;
@@ -141,6 +141,7 @@ impl<'a> Job<'a> {
             plan: &self.plan,
             companions: &self.companions,
             out: &self.options.out,
+            form: partial::Form::Folder,
             existing: self.options.existing,
             hash_source: self.options.hash_source,
         }

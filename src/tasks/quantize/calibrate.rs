@@ -22,6 +22,7 @@ use crate::output::plan::{Plan, Task};
 use crate::output::preflight;
 use crate::output::work::Work;
 use crate::progress::Control;
+use crate::quant::Method;
 
 /// Calibration data, and how it is used.
 #[derive(Clone, Debug, PartialEq)]
@@ -144,12 +145,18 @@ impl Shares {
 
 /// Sums over a site's rows, and over those of both pools of a layer.
 fn sums_bytes(text: &TextConfig, targets: &[Option<Target>]) -> u64 {
-    let needs = targets.iter().flatten().map(|&target| Needs::of(target)).fold(Needs::NOTHING, Needs::and);
+    let mut needs = targets.iter().flatten().map(|&target| Needs::of(target)).fold(Needs::NOTHING, Needs::and);
+    let mut factors = 0;
+    if targets.iter().flatten().any(|target| target.method == Method::Awq) {
+        let inner = text.intermediate_size.max(text.intermediate_size_mlp);
+        needs = needs.with_inner(inner);
+        factors = (text.num_local_experts * inner * size_of::<f32>()) as u64;
+    }
     let heads = text.num_attention_heads * text.head_dim;
     let widths = [text.hidden_size, heads, text.intermediate_size, text.intermediate_size_mlp];
     let largest = widths.into_iter().max().unwrap_or(0);
     let pools = needs.bytes(text.hidden_size) + needs.bytes(text.intermediate_size);
-    needs.bytes(largest) + pools
+    needs.bytes(largest) + pools + factors
 }
 
 /// Matrices that are held while activations run through them: as many as [`Solver`] keeps, dequantized to 16 bits, and the

@@ -92,6 +92,7 @@ impl Choice {
             .collect();
         refuse_unserved(model, &stored)?;
         warnings.extend(engine_warnings(model, &stored));
+        warnings.extend(super::factors::warning(model, &targets));
         let mut settings = settings(selection);
         settings.insert("weights".into(), digest(&targets));
         Ok(Self { targets, stored, warnings, settings })

@@ -5,6 +5,7 @@
 
 mod calibrate;
 mod choose;
+mod factors;
 mod moments;
 mod policy;
 mod report;
@@ -26,7 +27,7 @@ use crate::output::executor::{self, Run};
 use crate::output::job;
 use crate::output::modules::plan_weights;
 use crate::output::origin;
-use crate::output::partial::Existing;
+use crate::output::partial::{Existing, Form};
 use crate::output::plan::{Plan, PlanBuilder};
 use crate::output::quantization_config::quantization_config;
 use crate::progress::Control;
@@ -188,6 +189,7 @@ impl<'a> Job<'a> {
             plan: &self.plan,
             companions: &self.companions,
             out: &self.options.out,
+            form: Form::Folder,
             existing: self.options.existing,
             hash_source: self.options.hash_source,
         }
@@ -268,11 +270,11 @@ fn check_data(choice: &Choice, given: bool, is_of_use: bool) -> Result<()> {
     if given && !is_of_use {
         return Err(hint(
             "nothing that was asked for makes use of calibration data",
-            "INT4 with the methods gptq and search does, and `fp8-static`; or leave `--data` out",
+            "INT4 with the methods gptq, awq and search does, FP8 with search, and `fp8-static`; or leave `--data` out",
         ));
     }
     let wanting = choice.targets.iter().flatten();
-    let mut wanting = wanting.filter(|target| target.method == Method::Gptq || target.scheme.needs_data());
+    let mut wanting = wanting.filter(|target| target.method.needs_data() || target.scheme.needs_data());
     match wanting.next() {
         Some(target) if !given => {
             let what = if target.scheme.needs_data() { "the scheme" } else { "the method" };
@@ -293,10 +295,6 @@ fn check_data(choice: &Choice, given: bool, is_of_use: bool) -> Result<()> {
 pub fn parse_method(name: &str) -> Result<Option<Method>> {
     match name {
         "auto" => Ok(None),
-        "awq" => Err(hint(
-            "method `awq` is not part of this version",
-            "`--method gptq` makes better use of calibration data",
-        )),
         other => other.parse().map(Some).map_err(anyhow::Error::msg),
     }
 }

@@ -13,20 +13,27 @@ pub(super) struct Needs {
     squares: bool,
     /// The largest magnitude.
     amax: bool,
+    /// How wide the network's inner activations are, where their magnitudes and squares are summed; 0 where not.
+    inner: usize,
 }
 
 impl Needs {
     /// No rows need be shown.
-    pub(super) const NOTHING: Self = Self { hessian: false, squares: false, amax: false };
+    pub(super) const NOTHING: Self = Self { hessian: false, squares: false, amax: false, inner: 0 };
 
     /// What a weight with this target needs.
     pub(super) fn of(target: Target) -> Self {
-        let int4 = !target.scheme.is_fp8();
         Self {
-            hessian: int4 && target.method == Method::Gptq,
-            squares: int4 && target.method == Method::Search,
+            hessian: target.method == Method::Gptq,
+            squares: matches!(target.method, Method::Search | Method::Awq),
             amax: target.scheme.needs_data(),
+            inner: 0,
         }
+    }
+
+    /// And what the factors of a network need, whose inner activations are `width` wide.
+    pub(super) fn with_inner(self, width: usize) -> Self {
+        Self { inner: width, ..self }
     }
 
     /// What two weights need together.
@@ -35,6 +42,7 @@ impl Needs {
             hessian: self.hessian || other.hessian,
             squares: self.squares || other.squares,
             amax: self.amax || other.amax,
+            inner: self.inner.max(other.inner),
         }
     }
 
@@ -45,7 +53,7 @@ impl Needs {
 
     /// Bytes that the sums over rows of `width` take.
     pub(super) fn bytes(self, width: usize) -> u64 {
-        let squares = 8 * width as u64;
+        let squares = 8 * width as u64 + 16 * self.inner as u64;
         if self.hessian { Hessian::bytes(width) + squares } else { squares }
     }
 }
@@ -59,6 +67,24 @@ pub(super) struct Moments {
     hessian: Option<Hessian>,
     squares: Vec<f64>,
     amax: f32,
+    inner: Inner,
+}
+
+/// Sums over rows of `silu(gate x) * (up x)`, as the unquantized weights give it.
+#[derive(Clone, Debug, Default)]
+struct Inner {
+    magnitudes: Vec<f64>,
+    squares: Vec<f64>,
+}
+
+impl Inner {
+    /// Adds `factor` times the sums of other rows.
+    fn add(&mut self, other: &Self, factor: f64) {
+        let add =
+            |sums: &mut [f64], more: &[f64]| sums.iter_mut().zip(more).for_each(|(sum, more)| *sum += factor * more);
+        add(&mut self.magnitudes, &other.magnitudes);
+        add(&mut self.squares, &other.squares);
+    }
 }
 
 impl Moments {
@@ -71,6 +97,7 @@ impl Moments {
             hessian: needs.hessian.then(|| Hessian::new(width)),
             squares: if needs.squares { vec![0.0; width] } else { Vec::new() },
             amax: 0.0,
+            inner: Inner { magnitudes: vec![0.0; needs.inner], squares: vec![0.0; needs.inner] },
         }
     }
 
@@ -96,6 +123,18 @@ impl Moments {
         }
     }
 
+    /// Adds inner activations of the rows that [`Moments::add`] is called with.
+    pub(super) fn add_inner(&mut self, rows: &[f32]) {
+        let Inner { magnitudes, squares } = &mut self.inner;
+        for row in rows.chunks_exact(magnitudes.len().max(1)) {
+            for ((magnitude, square), &x) in magnitudes.iter_mut().zip(&mut *squares).zip(row) {
+                let x = f64::from(x.abs());
+                *magnitude += x;
+                *square += x * x;
+            }
+        }
+    }
+
     /// Adds the sums of other rows.
     pub(super) fn merge(&mut self, other: &Self) {
         self.rows += other.rows;
@@ -104,6 +143,7 @@ impl Moments {
         }
         self.squares.iter_mut().zip(&other.squares).for_each(|(sum, other)| *sum += other);
         self.amax = self.amax.max(other.amax);
+        self.inner.add(&other.inner, 1.0);
     }
 
     /// Shrinks toward the mean of `pooled`, which counts for `tau` rows. The largest magnitude becomes that of both.
@@ -115,6 +155,7 @@ impl Moments {
         let factor = tau / pooled.rows;
         self.squares.iter_mut().zip(&pooled.squares).for_each(|(sum, pooled)| *sum += factor * pooled);
         self.amax = self.amax.max(pooled.amax);
+        self.inner.add(&pooled.inner, factor);
     }
 
     /// The largest magnitude, where it was asked for.
@@ -122,15 +163,32 @@ impl Moments {
         self.needs.amax.then_some(self.amax)
     }
 
+    /// Whether squares were asked for and are not finite.
+    pub(super) fn is_unusable(&self) -> bool {
+        self.rows > 0.0 && self.squares.iter().any(|sum| !((sum / self.rows) as f32).is_finite())
+    }
+
     /// The mean square of each input, where it was asked for and rows were seen whose squares are finite.
     pub(super) fn importance(&self) -> Option<Vec<f32>> {
-        let importance: Vec<f32> = self.squares.iter().map(|sum| (sum / self.rows) as f32).collect();
-        let good = self.needs.squares && self.rows > 0.0 && importance.iter().all(|value| value.is_finite());
-        (good && importance.iter().any(|&value| value > 0.0)).then_some(importance)
+        let importance = means(&self.squares, self.rows)?;
+        (self.needs.squares && importance.iter().any(|&value| value > 0.0)).then_some(importance)
+    }
+
+    /// Mean magnitude and mean square of each inner activation, as [`Moments::importance`].
+    pub(super) fn inner(&self) -> Option<(Vec<f32>, Vec<f32>)> {
+        let Inner { magnitudes, squares } = &self.inner;
+        let (magnitudes, squares) = (means(magnitudes, self.rows)?, means(squares, self.rows)?);
+        magnitudes.iter().any(|&value| value > 0.0).then_some((magnitudes, squares))
     }
 
     /// The sums of `x x^T`, where they were asked for.
     pub(super) fn into_hessian(self) -> Option<Hessian> {
         self.hessian
     }
+}
+
+/// Sums over so many rows as means, if there were rows and all of it is finite.
+fn means(sums: &[f64], rows: f64) -> Option<Vec<f32>> {
+    let means: Vec<f32> = sums.iter().map(|sum| (sum / rows) as f32).collect();
+    (rows > 0.0 && means.iter().all(|value| value.is_finite())).then_some(means)
 }

@@ -12,6 +12,7 @@ use anyhow::Result;
 use half::bf16;
 
 use super::calibrate::Calibration;
+use super::factors;
 use super::moments::{Moments, Needs};
 use super::policy::{Basis, Policy, Seen};
 use super::state;
@@ -20,11 +21,11 @@ use crate::calibration::{Observer, Place, Site};
 use crate::kernels::gemm::{Layout, Threads, View, ViewMut, matmul};
 use crate::llama4::{Llama4, Role, Weight};
 use crate::model::weights;
-use crate::output::evidence::{Evidence, Inputs};
+use crate::output::evidence::{Evidence, Inputs, Rescale};
 use crate::output::executor::Run;
 use crate::output::modules::Target;
 use crate::output::written::Written;
-use crate::quant::gptq::{Factor, FactorOptions, Order};
+use crate::quant::gptq::Factor;
 
 /// Outputs that are read back at a time.
 const BLOCK_OUTS: usize = 1024;
@@ -63,6 +64,16 @@ struct LayerState {
     /// Whether rows are pooled: into gate and up; into down.
     pooling: [bool; 2],
     pooled: [Option<Moments>; 2],
+    /// By expert, or for the one network that is none: AWQ's factors, from when `up` is written until `down` is.
+    factors: HashMap<Option<usize>, Vec<f32>>,
+}
+
+/// A network between whose `up` and `down` there are factors, by the indices of its weights.
+#[derive(Clone, Copy)]
+struct Folded {
+    gate: usize,
+    up: usize,
+    down: usize,
 }
 
 /// Which of the two pools a place of an expert belongs to.
@@ -121,12 +132,47 @@ impl<'r, 'a> Solver<'r, 'a> {
     }
 
     fn needs(&self, site: Site) -> Needs {
-        self.targets(site).into_iter().map(|(_, target)| Needs::of(target)).fold(Needs::NOTHING, Needs::and)
+        let needs =
+            self.targets(site).into_iter().map(|(_, target)| Needs::of(target)).fold(Needs::NOTHING, Needs::and);
+        match self.folded(site).filter(|_| site.is_gate_up()) {
+            Some(network) => needs.with_inner(self.model.weights[network.down].matrix().1),
+            None => needs,
+        }
     }
 
+    /// The network of a site, if there are factors in it.
+    fn folded(&self, site: Site) -> Option<Folded> {
+        let index = |role: Role| self.indices.get(&(role, Some(site.layer), site.expert())).copied();
+        let [gate, up, down] = factors::roles(site)?.map(index);
+        let network = Folded { gate: gate?, up: up?, down: down? };
+        factors::apply(self.targets[network.up], self.targets[network.down]).then_some(network)
+    }
+
+    /// Whether nothing is left to do with what a site sees. Factors take part in `down` too.
     fn is_finished(&self, site: Site) -> bool {
-        let mut tasks = self.targets(site).into_iter().flat_map(|(index, _)| self.written.tasks(index));
-        tasks.all(|task| self.run.is_finished(task))
+        let done = |index: usize| self.written.tasks(index).all(|task| self.run.is_finished(task));
+        self.targets(site).into_iter().all(|(index, _)| done(index))
+            && self.folded(site).is_none_or(|network| done(network.down))
+    }
+
+    /// Sums inner activations of a network's rows, where its factors need them.
+    fn add_inner(&self, site: Site, rows: &[f32], moments: &mut Moments) {
+        if let Some(network) = self.folded(site).filter(|_| site.is_gate_up()) {
+            let weight = |index: usize| &self.model.weights[index];
+            moments.add_inner(&factors::inner(self.model, weight(network.gate), weight(network.up), rows));
+        }
+    }
+
+    /// Chooses the factors of a network, before its `up` is written.
+    fn choose_factors(&mut self, site: Site, moments: Option<&Moments>) -> Result<()> {
+        let Some(network) = self.folded(site).filter(|_| site.is_gate_up() && !self.is_finished(site)) else {
+            return Ok(());
+        };
+        let Some(inner) = moments.and_then(Moments::inner) else { return Ok(()) };
+        let scheme = self.targets[network.down].expect("factors are between targets").scheme;
+        let found = factors::choose(self.model, &self.model.weights[network.down], scheme, &inner)?;
+        self.layer.factors.extend(found.map(|factors| (site.expert(), factors)));
+        Ok(())
     }
 
     fn moments(&self, site: Site) -> Moments {
@@ -176,7 +222,7 @@ impl<'r, 'a> Solver<'r, 'a> {
     fn solve(&mut self, site: Site, rows: usize, moments: Option<Moments>, basis: Basis) -> Result<()> {
         let targets = self.targets(site);
         let index = targets[0].0;
-        let (known, basis) = if !self.is_finished(site) {
+        let (mut known, basis) = if !self.is_finished(site) {
             Known::of(moments, basis, self.calibration.damping)
         } else if state::is_unusable(&self.folder, index) {
             (Known::default(), Basis::Unusable)
@@ -189,6 +235,15 @@ impl<'r, 'a> Solver<'r, 'a> {
         for (index, target) in &targets {
             self.seen[*index] = Some(Seen { tokens: rows as u64, policy: Policy { method: target.method, basis } });
         }
+        let network = self.folded(site);
+        known.factors = network.and_then(|network| {
+            let (weight, factors) = if site.is_gate_up() {
+                (network.up, self.layer.factors.get(&site.expert())?.clone())
+            } else {
+                (network.down, self.layer.factors.remove(&site.expert())?)
+            };
+            Some((weight, factors, site.is_gate_up()))
+        });
         // One task may write two of them.
         let tasks: BTreeSet<usize> = targets.iter().flat_map(|(index, _)| self.written.tasks(*index)).collect();
         let tasks = Vec::from_iter(tasks);
@@ -202,15 +257,20 @@ struct Known {
     factor: Option<Factor>,
     importance: Option<Vec<f32>>,
     amax: Option<f32>,
+    /// Factors of one of the weights: its outputs are divided by them, or else its inputs multiplied.
+    factors: Option<(usize, Vec<f32>, bool)>,
 }
 
 impl Known {
     /// From a site's sums; they may turn out to be of no use.
     fn of(moments: Option<Moments>, basis: Basis, damping: f64) -> (Self, Basis) {
         let Some(moments) = moments else { return (Self::default(), basis) };
-        let mut known = Self { factor: None, importance: moments.importance(), amax: moments.amax() };
+        let mut known = Self { importance: moments.importance(), amax: moments.amax(), ..Self::default() };
+        if moments.is_unusable() {
+            return (Self { importance: None, ..known }, Basis::Unusable);
+        }
         if let Some(hessian) = moments.into_hessian() {
-            match Factor::new(Threads::Pool, hessian, &FactorOptions { damping, order: Order::Activation }) {
+            match Factor::new(Threads::Pool, hessian, damping) {
                 Ok(factor) => known.factor = Some(factor),
                 // A layer whose activations overflow is still quantized, by its weights alone.
                 Err(_) => return (Self { importance: None, ..known }, Basis::Unusable),
@@ -221,9 +281,14 @@ impl Known {
 }
 
 impl Evidence for Known {
-    fn of(&self, _weight: usize) -> Result<Inputs<'_>> {
+    fn of(&self, weight: usize) -> Result<Inputs<'_>> {
         let importance = self.importance.as_deref().map(Cow::Borrowed);
-        Ok(Inputs { factor: self.factor.as_ref(), importance, amax: self.amax })
+        let rescale = match &self.factors {
+            Some((whose, factors, true)) if *whose == weight => Some(Rescale::Outputs(factors)),
+            Some((whose, factors, false)) if *whose == weight => Some(Rescale::Inputs(factors)),
+            _ => None,
+        };
+        Ok(Inputs { factor: self.factor.as_ref(), importance, amax: self.amax, rescale })
     }
 }
 
@@ -242,7 +307,7 @@ impl Observer for Solver<'_, '_> {
             last.iter().any(|&expert| !self.is_finished(Site { layer, place: place(expert) }))
         };
         let routed = counts.iter().sum();
-        self.layer = LayerState { pooling: place.map(open), pooled: [None, None], few, routed };
+        self.layer = LayerState { pooling: place.map(open), few, routed, ..LayerState::default() };
         let alone = (0..counts.len()).filter(|&expert| !self.layer.few[expert]).map(|expert| vec![expert]);
         let mut rounds: Vec<Vec<usize>> = alone.collect();
         if !last.is_empty() {
@@ -259,10 +324,10 @@ impl Observer for Solver<'_, '_> {
 
     fn pool(&mut self, site: Site, rows: &[f32]) -> Result<()> {
         let pool = pool_index(site.place);
-        if self.layer.pooled[pool].is_none() {
-            self.layer.pooled[pool] = Some(self.moments(site));
-        }
-        self.layer.pooled[pool].as_mut().expect("it was made above").add(rows);
+        let mut pooled = self.layer.pooled[pool].take().unwrap_or_else(|| self.moments(site));
+        pooled.add(rows);
+        self.add_inner(site, rows, &mut pooled);
+        self.layer.pooled[pool] = Some(pooled);
         Ok(())
     }
 
@@ -270,6 +335,7 @@ impl Observer for Solver<'_, '_> {
         let moments = self.current.take();
         let mut moments = moments.unwrap_or_else(|| self.moments(site));
         moments.add(rows);
+        self.add_inner(site, rows, &mut moments);
         self.current = Some(moments);
         Ok(())
     }
@@ -284,6 +350,7 @@ impl Observer for Solver<'_, '_> {
         }
         let basis = self.basis(site, rows);
         let moments = self.sums(site, basis);
+        self.choose_factors(site, moments.as_ref())?;
         self.solve(site, rows, moments, basis)
     }
 

@@ -57,7 +57,7 @@ impl Statistics {
         }
         Err(hint(
             "the statistics say nothing about the weights that are to be searched",
-            "they serve `--method search` of INT4; leave `--stats` out otherwise",
+            "they serve `--method search`; leave `--stats` out otherwise",
         ))
     }
 }

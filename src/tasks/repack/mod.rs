@@ -20,7 +20,7 @@ use crate::llama4::names::logical_name;
 use crate::llama4::{Coding, Llama4, Weight};
 use crate::output::companions::{self, Card, Companion};
 use crate::output::hash::sha256;
-use crate::output::partial::Existing;
+use crate::output::partial::{Existing, Form};
 use crate::output::plan::Plan;
 use crate::output::quantization_config::quantization_config;
 use crate::output::{job, origin};
@@ -176,6 +176,7 @@ impl<'a> Job<'a> {
             plan: &self.plan,
             companions: &self.companions,
             out: &self.options.out,
+            form: Form::Folder,
             existing: self.options.existing,
             hash_source: self.options.hash_source,
         }

@@ -15,7 +15,7 @@ use crate::llama4::gguf::tokenizer::Vocabulary;
 use crate::llama4::tokenizer::TOKENIZER_NAME;
 use crate::llama4::{Dialect, Llama4, ProblemKind};
 use crate::output::hash::hex;
-use crate::output::manifest::{FileRecord, MANIFEST_NAME, MANIFEST_SCHEMA, Manifest};
+use crate::output::manifest::{self, FileRecord, MANIFEST_NAME, MANIFEST_SCHEMA, Manifest};
 use crate::output::origin::hash_file;
 use crate::parallel;
 use crate::progress::{Control, Unit};
@@ -98,8 +98,14 @@ fn side_files(model: &Llama4, report: &mut Report) {
 }
 
 fn read_manifest(model: &Llama4, report: &mut Report) -> Result<Option<Manifest>> {
-    let Some(text) = model.checkpoint.side_file(MANIFEST_NAME, MANIFEST_BYTES_MAX)? else {
-        report.notes.push(format!("there is no `{MANIFEST_NAME}`, so checksums were not checked"));
+    // The manifest of a single file has the file's name too; a folder may have one as well, of what was downloaded.
+    let own = match model.checkpoint.files() {
+        [file] => Some(manifest::beside(&file.name)),
+        _ => None,
+    };
+    let name = own.filter(|name| model.checkpoint.folder().join(name).exists()).unwrap_or_else(|| MANIFEST_NAME.into());
+    let Some(text) = model.checkpoint.side_file(&name, MANIFEST_BYTES_MAX)? else {
+        report.notes.push(format!("there is no `{name}`, so checksums were not checked"));
         return Ok(None);
     };
     let manifest: Manifest = match serde_json::from_slice(&text) {

@@ -1,10 +1,11 @@
 //! IQ4_NL and IQ4_XS: sixteen values that lie closer together near zero.
 
+use super::fields::{put_f16, put_xs_scales};
 use super::rounding::{nearest, nearest_index};
-use super::search::{Fit, TINY, extreme};
+use super::search::{Fit, extreme};
 use super::{square_sum, weigh};
-use crate::quant::ggml::fields::{put_f16, put_xs_scales};
 use crate::quant::ggml::tables::IQ4;
+use crate::quant::ggml::tries::TINY;
 
 /// Scales are tried that put the extreme value on -127, and this many units to either side.
 const TRIES: i32 = 7;

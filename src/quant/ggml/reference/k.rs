@@ -1,9 +1,11 @@
 //! Blocks of 256 values: groups with scales, and scales with a scale.
 
+use super::fields::{put_f16, put_k4_scales, put_q3_scales};
 use super::rounding::nearest;
-use super::search::{self, TINY, Tries, extreme};
+use super::search::{self, extreme};
 use super::{square_sum, weigh};
-use crate::quant::ggml::fields::{k4_scales, put_f16, put_k4_scales, put_q3_scales, q3_scales};
+use crate::quant::ggml::fields::{k4_scales, q3_scales};
+use crate::quant::ggml::tries::{TINY, Tries};
 
 /// Codes of groups of `N` values again, for scales and minima as they were stored; where the scale is zero they stay.
 fn again(x: &[f32], step: f32, base: f32, range: (i32, i32), codes: &mut [u8]) {
@@ -56,12 +58,12 @@ fn largest(x: &[f32]) -> f32 {
 }
 
 pub(super) fn q2(x: &[f32], importance: Option<&[f32]>, block: &mut [u8]) {
+    let tries = Tries::q2(importance.is_some());
     let mut codes = [0; 256];
     let mut packed = [0; 16];
     let (d, dmin);
     if let Some(importance) = importance {
         let spread = square_sum(x) / 256.0;
-        let tries = Tries { levels: 3, first: -0.9, step: 0.05, last: 36, absolute: false };
         let groups = choose::<16>(x, tries, &mut codes, |j, x, w| weigh(x, &importance[16 * j..], spread, w));
         let (mut scales, mut mins) = ([0; 16], [0; 16]);
         d = search::of_scales(&groups.scales, &groups.weights, 15, &mut scales);
@@ -70,7 +72,6 @@ pub(super) fn q2(x: &[f32], importance: Option<&[f32]>, block: &mut [u8]) {
             *packed = scales[j] | mins[j] << 4;
         }
     } else {
-        let tries = Tries { levels: 3, first: -0.5, step: 0.1, last: 15, absolute: true };
         let groups = choose::<16>(x, tries, &mut codes, |_, x, w| {
             for (w, x) in w.iter_mut().zip(x) {
                 *w = x.abs();
@@ -137,12 +138,12 @@ pub(super) fn q3(x: &[f32], importance: Option<&[f32]>, block: &mut [u8]) {
 
 /// What Q4_K and Q5_K share: scale, minimum and codes up to `levels`. Bytes 0 to 16 of the block are written.
 fn affine(x: &[f32], importance: Option<&[f32]>, levels: i32, block: &mut [u8]) -> [u8; 256] {
+    let tries = Tries::k4(levels, importance.is_some());
     let mut codes = [0; 256];
     let (mut scales, mut mins) = ([0; 8], [0; 8]);
     let (d, dmin);
     if let Some(importance) = importance {
         let spread = 2.0 * square_sum(x) / 256.0;
-        let tries = Tries { levels, first: -0.9, step: 0.05, last: 36, absolute: false };
         let groups = choose::<8>(x, tries, &mut codes, |j, x, w| weigh(x, &importance[32 * j..], spread, w));
         d = search::of_scales(&groups.scales, &groups.weights, 63, &mut scales);
         dmin = search::of_scales(&groups.mins, &groups.weights, 63, &mut mins);
@@ -150,8 +151,6 @@ fn affine(x: &[f32], importance: Option<&[f32]>, levels: i32, block: &mut [u8]) 
             (scales, mins) = (scales.map(|scale| scale.min(63)), mins.map(|min| min.min(63)));
         }
     } else {
-        let (first, last) = if levels == 15 { (-1.0, 20) } else { (-0.5, 15) };
-        let tries = Tries { levels, first, step: 0.1, last, absolute: false };
         let groups = choose::<8>(x, tries, &mut codes, |_, x, w| {
             let root = (square_sum(x) / 32.0).sqrt();
             for (w, x) in w.iter_mut().zip(x) {

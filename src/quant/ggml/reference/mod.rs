@@ -2,6 +2,7 @@
 //!
 //! Nothing here is fused, reordered or approximated; a kernel is right when it gives these bytes. It must not know lanes.
 
+mod fields;
 mod iq4;
 mod k;
 mod rounding;

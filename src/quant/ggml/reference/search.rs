@@ -4,9 +4,7 @@
 //! every operation counts. Codes are stored as bytes where C stores bytes, so that what does not fit is cut in the same way.
 
 use super::rounding::nearest;
-
-/// A group whose largest magnitude is below this is zero (`GROUP_MAX_EPS`).
-pub(super) const TINY: f32 = 1e-15;
+use crate::quant::ggml::tries::{TINY, Tries};
 
 /// The value of largest magnitude, the first of equals, and that magnitude.
 pub(super) fn extreme(x: &[f32]) -> (f32, f32) {
@@ -110,17 +108,6 @@ pub(super) fn by_moves(x: &[f32], codes: &mut [u8]) -> f32 {
         *to = (code + LEVELS) as u8;
     }
     if fit.qq > 0.0 { fit.xq / fit.qq } else { 0.0 }
-}
-
-/// What [`affine`] tries: inverse scales of `levels + first + step * k` over the range, `k = 0..=last`.
-#[derive(Clone, Copy)]
-pub(super) struct Tries {
-    pub(super) levels: i32,
-    pub(super) first: f32,
-    pub(super) step: f32,
-    pub(super) last: i32,
-    /// Measures absolute errors and not their squares.
-    pub(super) absolute: bool,
 }
 
 /// Codes from 0 to `levels`, their scale, and what is subtracted from `scale * code` (never negative).

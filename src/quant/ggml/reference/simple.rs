@@ -1,10 +1,11 @@
 //! Blocks of 32 values with one scale.
 
+use super::fields::put_f16;
 use super::rounding::truncate;
-use super::search::{self, Tries, extreme};
+use super::search::{self, extreme};
 use super::weigh;
-use crate::quant::ggml::fields::put_f16;
 use crate::quant::ggml::tables::{MXFP4, half_of_e8m0};
+use crate::quant::ggml::tries::{Tries, exponent};
 
 /// Puts 32 codes into sixteen bytes: element `j` low, `j + 16` high. Bits above the fourth go to `fifth`.
 fn pack(codes: &[u8; 32], bytes: &mut [u8]) {
@@ -52,8 +53,7 @@ pub(super) fn affine(x: &[f32], importance: Option<(&[f32], f32)>, levels: i32, 
     if let Some((importance, spread)) = importance {
         let mut weights = [0.0; 32];
         weigh(x, importance, spread, &mut weights);
-        let tries = Tries { levels, first: -0.9, step: 0.05, last: 36, absolute: false };
-        let (scale, subtracted) = search::affine(x, &weights, tries, &mut codes);
+        let (scale, subtracted) = search::affine(x, &weights, Tries::weighted(levels), &mut codes);
         (d, m) = (scale, -subtracted);
     } else {
         let (mut min, mut max) = (f32::MAX, -f32::MAX);
@@ -93,8 +93,7 @@ pub(super) fn q8_0(x: &[f32], block: &mut [u8]) {
 
 /// MXFP4: an exponent, and the nearest of sixteen values, the first of equals.
 pub(super) fn mxfp4(x: &[f32], block: &mut [u8]) {
-    let magnitude = extreme(x).1;
-    block[0] = if magnitude > 0.0 { (truncate(floor_log2(magnitude)) - 2 + 127) as u8 } else { 0 };
+    block[0] = exponent(extreme(x).1);
     let d = half_of_e8m0(block[0]);
     let nearest = |x: f32| {
         let (mut best, mut least) = (0, (MXFP4[0] * d - x).abs());
@@ -109,11 +108,4 @@ pub(super) fn mxfp4(x: &[f32], block: &mut [u8]) {
     for (j, byte) in block[1..].iter_mut().enumerate() {
         *byte = nearest(x[j]) | nearest(x[j + 16]) << 4;
     }
-}
-
-/// The integer below the logarithm of a positive value, where the logarithm was rounded to single precision before: just
-/// below a power of two it may be that power's. Double precision is far more than enough to tell: rounding to single turns at
-/// distances that no value is near to.
-fn floor_log2(x: f32) -> f32 {
-    (f64::from(x).log2() as f32).floor()
 }
