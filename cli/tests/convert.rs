@@ -102,7 +102,7 @@ fn an_instruction_tuned_model_ends_turns() {
     assert_eq!(generation["eos_token_id"], json!([513, 519, 520]));
     assert_eq!(generation["pad_token_id"], 530);
     assert_eq!(read_json(&out.join("tokenizer_config.json"))["eos_token"], "<|eot|>");
-    let hint = "this checkpoint's `config.json` says what it is";
+    let hint = "this checkpoint says what it is itself";
     run(&mut convert(&out, &scratch.path("again"), "--instruct")).refused(&[hint]);
 }
 

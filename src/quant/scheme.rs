@@ -83,16 +83,16 @@ impl Scheme {
     /// # Errors
     /// A sentence that says why the method does not apply.
     pub fn method(self, asked: Option<Method>, known: Knowledge) -> Result<Method, String> {
-        let blocks = matches!(self, Self::Fp8Block { .. });
+        let (int4, blocks) = (matches!(self, Self::W4A16 { .. }), matches!(self, Self::Fp8Block { .. }));
         match asked {
             None if self.is_fp8() => Ok(Method::Rtn),
-            None => Ok(if known == Knowledge::Inputs { Method::Gptq } else { Method::Search }),
+            None => Ok(if int4 && known == Knowledge::Inputs { Method::Gptq } else { Method::Search }),
             Some(Method::Search) if blocks => Err(format!("`{self}` knows the method rtn only")),
             // It gains 1 to 3 % of an error of 2.6 %, for eight times the work, unless some inputs matter more: see `quant::fp8`.
             Some(Method::Search) if self.is_fp8() && known == Knowledge::Nothing => Err(format!(
                 "without data `{self}` knows the method rtn only: FP8 scales are searched by what inputs matter"
             )),
-            Some(method @ (Method::Gptq | Method::Awq)) if self.is_fp8() => Err(format!(
+            Some(method @ (Method::Gptq | Method::Awq)) if !int4 => Err(format!(
                 "the method {method} is for INT4; without data `{self}` knows rtn only, with data search too"
             )),
             Some(asked) => Ok(asked),
