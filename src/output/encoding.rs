@@ -108,8 +108,8 @@ impl Encoded {
             ggml::encode(self.dtype, values, input, importance.as_deref(), blocks);
             let decoded = &mut decoded[..values.len()];
             ggml::decode(self.dtype, blocks, decoded);
-            let distance = kernels::distance(values, decoded);
-            if distance.nonfinite > 0 {
+            let found = kernels::error(values, decoded);
+            if !found.sum_sq_error.is_finite() {
                 let largest = values.iter().fold(0.0_f32, |largest, value| largest.max(value.abs()));
                 let what = format!(
                     "values up to {largest:e} in outputs {} to {} are too large for {}",
@@ -118,9 +118,9 @@ impl Encoded {
                 let remedy = Some("choose a format with a larger range, such as bf16");
                 return Err(BadWeight { remedy, ..BadWeight::new(&weight.name, what) }.into());
             }
-            errors.sum_sq_weight += distance.sum_sq_a;
-            errors.sum_sq_error += distance.sum_sq_difference;
-            errors.max_abs_error = errors.max_abs_error.max(distance.max_abs);
+            errors.sum_sq_weight += found.sum_sq;
+            errors.sum_sq_error += found.sum_sq_error;
+            errors.max_abs_error = errors.max_abs_error.max(found.max_abs);
         }
         errors.sum_sq_error_rtn = errors.sum_sq_error;
         Ok(vec![errors])

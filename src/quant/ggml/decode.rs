@@ -16,36 +16,43 @@ fn halves(codes: &[u8], values: &mut [f32], value: impl Fn(usize, u8) -> f32) {
     }
 }
 
+#[inline(always)]
 pub(super) fn q4_0(block: &[u8; 18], values: &mut [f32; 32]) {
     let d = f16_at(block, 0);
     halves(&block[2..], values, |_, code| (f32::from(code) - 8.0) * d);
 }
 
+#[inline(always)]
 pub(super) fn q4_1(block: &[u8; 20], values: &mut [f32; 32]) {
     let (d, m) = (f16_at(block, 0), f16_at(block, 2));
     halves(&block[4..], values, |_, code| f32::from(code) * d + m);
 }
 
 /// The fifth bits of 32 codes.
+#[inline(always)]
 fn fifth_bits(block: &[u8], at: usize) -> u32 {
     u32::from_le_bytes([block[at], block[at + 1], block[at + 2], block[at + 3]])
 }
 
 /// A code of five bits.
+#[inline(always)]
 fn with_fifth(code: u8, bits: u32, element: usize) -> f32 {
     f32::from(code | (((bits >> element) & 1) << 4) as u8)
 }
 
+#[inline(always)]
 pub(super) fn q5_0(block: &[u8; 22], values: &mut [f32; 32]) {
     let (d, bits) = (f16_at(block, 0), fifth_bits(block, 2));
     halves(&block[6..], values, |element, code| (with_fifth(code, bits, element) - 16.0) * d);
 }
 
+#[inline(always)]
 pub(super) fn q5_1(block: &[u8; 24], values: &mut [f32; 32]) {
     let (d, m, bits) = (f16_at(block, 0), f16_at(block, 2), fifth_bits(block, 4));
     halves(&block[8..], values, |element, code| with_fifth(code, bits, element) * d + m);
 }
 
+#[inline(always)]
 pub(super) fn q8_0(block: &[u8; 34], values: &mut [f32; 32]) {
     let d = f16_at(block, 0);
     for (value, &code) in values.iter_mut().zip(&block[2..]) {
@@ -53,11 +60,13 @@ pub(super) fn q8_0(block: &[u8; 34], values: &mut [f32; 32]) {
     }
 }
 
+#[inline(always)]
 pub(super) fn iq4_nl(block: &[u8; 18], values: &mut [f32; 32]) {
     let d = f16_at(block, 0);
     halves(&block[2..], values, |_, code| d * IQ4[usize::from(code)]);
 }
 
+#[inline(always)]
 pub(super) fn mxfp4(block: &[u8; 17], values: &mut [f32; 32]) {
     let d = half_of_e8m0(block[0]);
     halves(&block[1..], values, |_, code| MXFP4[usize::from(code)] * d);
@@ -70,6 +79,7 @@ fn two_bits(codes: &[u8], element: usize) -> u8 {
     (codes[32 * half + l] >> (2 * group)) & 3
 }
 
+#[inline(always)]
 pub(super) fn q2_k(block: &[u8; 84], values: &mut [f32; 256]) {
     let (d, dmin) = (f16_at(block, 80), f16_at(block, 82));
     for (group, (values, scale)) in values.chunks_exact_mut(16).zip(&block[..16]).enumerate() {
@@ -80,6 +90,7 @@ pub(super) fn q2_k(block: &[u8; 84], values: &mut [f32; 256]) {
     }
 }
 
+#[inline(always)]
 pub(super) fn q3_k(block: &[u8; 110], values: &mut [f32; 256]) {
     let d = f16_at(block, 108);
     let scales = q3_scales(&block[96..108]);
@@ -94,6 +105,7 @@ pub(super) fn q3_k(block: &[u8; 110], values: &mut [f32; 256]) {
     }
 }
 
+#[inline(always)]
 pub(super) fn q4_k(block: &[u8; 144], values: &mut [f32; 256]) {
     let (d, dmin) = (f16_at(block, 0), f16_at(block, 2));
     let (scales, mins) = k4_scales(&block[4..16]);
@@ -108,6 +120,7 @@ pub(super) fn q4_k(block: &[u8; 144], values: &mut [f32; 256]) {
     }
 }
 
+#[inline(always)]
 pub(super) fn q5_k(block: &[u8; 176], values: &mut [f32; 256]) {
     let (d, dmin) = (f16_at(block, 0), f16_at(block, 2));
     let (scales, mins) = k4_scales(&block[4..16]);
@@ -123,6 +136,7 @@ pub(super) fn q5_k(block: &[u8; 176], values: &mut [f32; 256]) {
     }
 }
 
+#[inline(always)]
 pub(super) fn q6_k(block: &[u8; 210], values: &mut [f32; 256]) {
     let d = f16_at(block, 208);
     for (group, (values, &scale)) in values.chunks_exact_mut(16).zip(&block[192..208]).enumerate() {
@@ -137,6 +151,7 @@ pub(super) fn q6_k(block: &[u8; 210], values: &mut [f32; 256]) {
     }
 }
 
+#[inline(always)]
 pub(super) fn iq4_xs(block: &[u8; 136], values: &mut [f32; 256]) {
     let d = f16_at(block, 0);
     let scales = xs_scales(&block[2..8]);

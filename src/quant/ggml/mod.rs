@@ -14,6 +14,7 @@ mod tries;
 mod tests;
 
 use crate::dtype::Dtype;
+use crate::kernels::{Kernel, Simd, dispatch};
 
 /// The block formats that this module knows.
 pub const TYPES: [Dtype; 13] = [
@@ -92,7 +93,23 @@ fn each<const B: usize, const N: usize>(blocks: &[u8], values: &mut [f32], one: 
     let (blocks, rest) = blocks.as_chunks();
     let (values, more) = values.as_chunks_mut();
     assert!(rest.is_empty() && more.is_empty() && blocks.len() == values.len(), "not whole blocks");
-    for (block, values) in blocks.iter().zip(values) {
-        one(block, values);
+    dispatch(Blocks { blocks, values, one });
+}
+
+/// The loop over blocks, compiled for each instruction set: the same operations, on more values at a time.
+struct Blocks<'a, const B: usize, const N: usize, F> {
+    blocks: &'a [[u8; B]],
+    values: &'a mut [[f32; N]],
+    one: F,
+}
+
+impl<const B: usize, const N: usize, F: Fn(&[u8; B], &mut [f32; N])> Kernel for Blocks<'_, B, N, F> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        for (block, values) in self.blocks.iter().zip(self.values) {
+            (self.one)(block, values);
+        }
     }
 }
