@@ -294,7 +294,7 @@ fn awq_divides_up_by_what_it_multiplies_down_with() {
         let divergence = |method: &str| {
             let _ = fs::remove_dir_all(&out);
             run(&mut quantize(&source, &out, &format!("{scheme} --method {method} {data}"))).ok();
-            let mut verify = l4tool("verify --tokens 300 --json");
+            let mut verify = l4tool("verify --tokens 2000 --json");
             let report = run(verify.arg(&out).arg("--against").arg(&source).arg("--text").arg(&text)).ok().json();
             report["logits"]["kl_mean"].as_f64().unwrap()
         };

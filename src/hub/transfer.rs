@@ -291,7 +291,9 @@ impl<'a> Transfer<'a> {
     /// Sets a file aside that is not what it should be; says where it lies.
     pub(super) fn set_aside(&self, place: &Place) -> Result<PathBuf> {
         let aside = place.aside(self.remote);
-        let moved = fs::rename(&self.path, &aside).and_then(|()| fs::remove_file(place.record(self.remote)));
+        // As it came, and no byte more.
+        let whole = self.part.sync().and_then(|()| fs::rename(&self.path, &aside));
+        let moved = whole.and_then(|()| fs::remove_file(place.record(self.remote)));
         moved.with_context(|| format!("moving `{}`", self.path.display()))?;
         Ok(aside)
     }
