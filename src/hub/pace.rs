@@ -10,7 +10,7 @@ use super::record::BLOCK;
 const FIRST: usize = 4;
 
 /// Most blocks of a request: the digest should not be far behind.
-const MOST: usize = 16;
+const MOST: usize = 4;
 
 /// The time in which bytes come should be this many times the time in which nothing comes.
 const BUSY: f64 = 16.0;

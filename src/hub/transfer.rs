@@ -24,10 +24,11 @@ use super::record::{BLOCK, Found, Record};
 use crate::files::{Aligned, Bounce, OutputFile};
 
 /// Blocks of one file that wait in memory for the digest at most.
-const HANDED_MAX: usize = 16;
+const HANDED_MAX: usize = 64;
 
-/// So many of them say that the network is faster than the digest. What came then would have to be read back.
-const HANDED_ENOUGH: usize = HANDED_MAX / 2;
+/// Blocks that have arrived and are not hashed: from the first number on the network is faster than the digest, and what came then would
+/// have to be read back. So many as the second are the backlog of an earlier run, which is no reason to wait.
+const BACKLOG: Range<usize> = HANDED_MAX / 2..16 * HANDED_MAX;
 
 /// How long to wait before looking whether the work is over.
 const LOOK: Duration = Duration::from_millis(100);
@@ -62,8 +63,11 @@ struct State {
     blocks: Vec<Block>,
     /// No block before this one is missing.
     first: usize,
-    /// Bytes that are here.
+    /// Blocks that are here, and their bytes.
+    here: usize,
     bytes: u64,
+    /// Behind the last block of an earlier run.
+    old: usize,
     /// The server gives the whole file or nothing, so one connection at a time fetches to the end.
     whole: bool,
     /// The block that the digest wants next.
@@ -75,9 +79,10 @@ struct State {
 }
 
 impl State {
-    /// Whether the digest is at work, and has enough to go on with in memory.
+    /// Whether the digest is at work, and has enough to go on with.
     fn is_behind(&self) -> bool {
-        self.handed.len() >= HANDED_ENOUGH && matches!(self.blocks.get(self.wanted), Some(Block::Here(_)))
+        let at_work = matches!(self.blocks.get(self.wanted), Some(Block::Here(_)));
+        at_work && self.wanted >= self.old && BACKLOG.contains(&(self.here - self.wanted))
     }
 }
 
@@ -117,11 +122,12 @@ impl<'a> Transfer<'a> {
                 blocks[block] = Block::Here(digest);
             }
         }
-        let bytes = (0..blocks.len()).filter(|&block| blocks[block] != Block::Missing);
-        let bytes = bytes.map(|block| length(remote, block)).sum();
+        let present: Vec<usize> = (0..blocks.len()).filter(|&block| blocks[block] != Block::Missing).collect();
+        let bytes = present.iter().map(|&block| length(remote, block)).sum();
+        let (here, old) = (present.len(), present.last().map_or(0, |last| last + 1));
         let before = if found == Found::Other { Before::Other } else { Before::Bytes(bytes) };
         let (handed, spare) = (BTreeMap::new(), Vec::new());
-        let state = Mutex::new(State { blocks, first: 0, bytes, whole: false, wanted: 0, handed, spare });
+        let state = Mutex::new(State { blocks, first: 0, here, bytes, old, whole: false, wanted: 0, handed, spare });
         let (arrived, source, unsynced) = (Condvar::new(), Mutex::new(None), AtomicU64::new(0));
         Ok((Self { remote, part, path, record, state, arrived, source, unsynced }, before))
     }
@@ -183,6 +189,7 @@ impl<'a> Transfer<'a> {
         self.unsynced.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         let mut state = self.lock();
         state.bytes += bytes.len() as u64;
+        state.here += 1;
         state.blocks[block] = Block::Here(digest);
         if state.handed.len() < HANDED_MAX && block < state.wanted + HANDED_MAX {
             let spare = state.spare.pop().unwrap_or_else(|| Aligned::new(BLOCK as usize));
@@ -226,7 +233,6 @@ impl<'a> Transfer<'a> {
                     hasher.update(&content[..length]);
                     self.lock().spare.push(content);
                     block += 1;
-                    moved();
                 }
                 Some(Next::InFile(digest)) => {
                     let start = block as u64 * BLOCK;
@@ -243,6 +249,7 @@ impl<'a> Transfer<'a> {
                     }
                 }
             }
+            moved();
         }
         Ok(Some(hasher.finish()))
     }
@@ -270,6 +277,7 @@ impl<'a> Transfer<'a> {
         state.blocks[block] = Block::Missing;
         state.first = state.first.min(block);
         state.bytes -= length(self.remote, block);
+        state.here -= 1;
     }
 
     /// Forgets everything that has arrived.
@@ -278,7 +286,7 @@ impl<'a> Transfer<'a> {
         let mut state = self.lock();
         state.blocks.fill(Block::Missing);
         state.handed.clear();
-        (state.first, state.bytes, state.wanted) = (0, 0, 0);
+        (state.first, state.here, state.bytes, state.old, state.wanted) = (0, 0, 0, 0, 0);
         Ok(())
     }
 
@@ -395,22 +403,22 @@ mod tests {
 
     #[test]
     fn nothing_is_handed_out_while_the_digest_is_behind() {
-        let content = vec![7; 20 * BLOCK as usize];
+        let content = vec![7; 40 * BLOCK as usize];
         let folder = tempfile::tempdir().unwrap();
         let remote = remote(&content);
         let (transfer, _) = Transfer::open(&remote, &Place::Folder(folder.path().into())).unwrap();
-        assert_eq!(transfer.claim(1 + HANDED_ENOUGH, 1), Some(0..1 + HANDED_ENOUGH));
-        for at in 1..1 + HANDED_ENOUGH {
+        assert_eq!(transfer.claim(1 + BACKLOG.start, 1), Some(0..1 + BACKLOG.start));
+        for at in 1..1 + BACKLOG.start {
             transfer.put(at, &mut block(&content, at)).unwrap();
         }
         // The digest waits for the first block, and the network may be slow with it: others are welcome.
-        assert_eq!(transfer.claim(1, 1), Some(1 + HANDED_ENOUGH..2 + HANDED_ENOUGH));
+        assert_eq!(transfer.claim(1, 1), Some(1 + BACKLOG.start..2 + BACKLOG.start));
         transfer.put(0, &mut block(&content, 0)).unwrap();
         assert_eq!(transfer.claim(1, 1), None);
         let steps = AtomicU64::new(0);
         let four = || steps.load(Ordering::Relaxed) == 4;
         let step = || _ = steps.fetch_add(1, Ordering::Relaxed);
         assert_eq!(transfer.follow(four, |_| (), step).unwrap(), None);
-        assert_eq!(transfer.claim(1, 1), Some(2 + HANDED_ENOUGH..3 + HANDED_ENOUGH));
+        assert_eq!(transfer.claim(1, 1), Some(2 + BACKLOG.start..3 + BACKLOG.start));
     }
 }

@@ -12,6 +12,9 @@ use crate::parallel;
 use crate::progress::{Control, Unit};
 use crate::quant::scheme::Scheme;
 
+/// Threads that look at scales: they wait for the disk, which is faster with many questions at a time.
+const READERS: usize = 16;
+
 /// Opens the checkpoint in `folder` and holds it against the names and schemes that were promised.
 ///
 /// # Errors
@@ -38,7 +41,7 @@ pub fn check(folder: &Path, promised: &[(&str, Option<Scheme>)], control: &Contr
     control.progress.start("checking scales", added.len() as u64, 0, Unit::Tensors);
     parallel::for_each(
         added.len(),
-        control.threads,
+        control.threads.max(READERS),
         control,
         || (),
         |(), index| {
