@@ -44,21 +44,40 @@ pub fn decodes(dtype: Dtype) -> bool {
 ///
 /// `dtype` is none of [`TYPES`], or `blocks` is not whole blocks of it that hold as many values as `values`.
 pub fn decode(dtype: Dtype, blocks: &[u8], values: &mut [f32]) {
+    /// The loop over blocks, compiled for each instruction set: the same operations, on more values at a time. The function is called
+    /// by its name, because a function that is handed over would not be compiled anew.
+    macro_rules! each {
+        ($one:path, $bytes:literal, $len:literal) => {{
+            struct Blocks<'a>(&'a [[u8; $bytes]], &'a mut [[f32; $len]]);
+            impl Kernel for Blocks<'_> {
+                type Out = ();
+                #[inline(always)]
+                fn run<S: Simd>(self, _: S) {
+                    for (block, values) in self.0.iter().zip(self.1) {
+                        $one(block, values);
+                    }
+                }
+            }
+            let ((blocks, rest), (values, more)) = (blocks.as_chunks(), values.as_chunks_mut());
+            assert!(rest.is_empty() && more.is_empty() && blocks.len() == values.len(), "not whole blocks");
+            dispatch(Blocks(blocks, values));
+        }};
+    }
     use Dtype::*;
     match dtype {
-        Q4_0 => each(blocks, values, decode::q4_0),
-        Q4_1 => each(blocks, values, decode::q4_1),
-        Q5_0 => each(blocks, values, decode::q5_0),
-        Q5_1 => each(blocks, values, decode::q5_1),
-        Q8_0 => each(blocks, values, decode::q8_0),
-        Q2_K => each(blocks, values, decode::q2_k),
-        Q3_K => each(blocks, values, decode::q3_k),
-        Q4_K => each(blocks, values, decode::q4_k),
-        Q5_K => each(blocks, values, decode::q5_k),
-        Q6_K => each(blocks, values, decode::q6_k),
-        IQ4_NL => each(blocks, values, decode::iq4_nl),
-        IQ4_XS => each(blocks, values, decode::iq4_xs),
-        MXFP4 => each(blocks, values, decode::mxfp4),
+        Q4_0 => each!(decode::q4_0, 18, 32),
+        Q4_1 => each!(decode::q4_1, 20, 32),
+        Q5_0 => each!(decode::q5_0, 22, 32),
+        Q5_1 => each!(decode::q5_1, 24, 32),
+        Q8_0 => each!(decode::q8_0, 34, 32),
+        Q2_K => each!(decode::q2_k, 84, 256),
+        Q3_K => each!(decode::q3_k, 110, 256),
+        Q4_K => each!(decode::q4_k, 144, 256),
+        Q5_K => each!(decode::q5_k, 176, 256),
+        Q6_K => each!(decode::q6_k, 210, 256),
+        IQ4_NL => each!(decode::iq4_nl, 18, 32),
+        IQ4_XS => each!(decode::iq4_xs, 136, 256),
+        MXFP4 => each!(decode::mxfp4, 17, 32),
         _ => panic!("{dtype} is no block format that is decoded"),
     }
 }
@@ -86,30 +105,4 @@ pub fn encode(dtype: Dtype, rows: &[f32], row_len: usize, importance: Option<&[f
 /// Values and bytes of a block.
 fn sizes(dtype: Dtype) -> (usize, usize) {
     (dtype.block_len() as usize, dtype.block_bits() as usize / 8)
-}
-
-/// Block after block.
-fn each<const B: usize, const N: usize>(blocks: &[u8], values: &mut [f32], one: impl Fn(&[u8; B], &mut [f32; N])) {
-    let (blocks, rest) = blocks.as_chunks();
-    let (values, more) = values.as_chunks_mut();
-    assert!(rest.is_empty() && more.is_empty() && blocks.len() == values.len(), "not whole blocks");
-    dispatch(Blocks { blocks, values, one });
-}
-
-/// The loop over blocks, compiled for each instruction set: the same operations, on more values at a time.
-struct Blocks<'a, const B: usize, const N: usize, F> {
-    blocks: &'a [[u8; B]],
-    values: &'a mut [[f32; N]],
-    one: F,
-}
-
-impl<const B: usize, const N: usize, F: Fn(&[u8; B], &mut [f32; N])> Kernel for Blocks<'_, B, N, F> {
-    type Out = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, _: S) {
-        for (block, values) in self.blocks.iter().zip(self.values) {
-            (self.one)(block, values);
-        }
-    }
 }
