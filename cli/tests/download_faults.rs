@@ -196,14 +196,13 @@ fn a_file_that_changed_in_between_starts_over_and_one_that_did_not_goes_on() {
 
 #[test]
 fn memory_does_not_grow_with_the_file() {
-    let peak = |bytes: u64| {
-        let served = Served::with(HubOptions::default());
-        served.put("meta/big", NAME, b"");
-        fs::File::options().write(true).open(served.repo("meta/big").join(NAME)).unwrap().set_len(bytes).unwrap();
-        let report = run(&mut served.download("meta/big", "--json")).ok().json();
-        assert_eq!(report["bytes"], bytes);
-        report["peak_memory_bytes"].as_u64().unwrap()
-    };
-    let (small, large) = (peak(32 << 20), peak(320 << 20));
-    assert!(large < small + (24 << 20), "{small} and {large} bytes");
+    let bytes = 640 << 20;
+    let served = Served::with(HubOptions::default());
+    served.put("meta/big", NAME, b"");
+    fs::File::options().write(true).open(served.repo("meta/big").join(NAME)).unwrap().set_len(bytes).unwrap();
+    let report = run(&mut served.download("meta/big", "--json")).ok().json();
+    assert_eq!(report["bytes"], bytes);
+    // The program, a block for each connection, and what may wait for the digest: 64 MiB.
+    let peak = report["peak_memory_bytes"].as_u64().unwrap();
+    assert!(peak < 128 << 20, "{peak} bytes");
 }
