@@ -21,7 +21,7 @@ else
     trap 'rm -rf "$work"' EXIT
 fi
 if [[ -z ${L4TOOL:-} ]]; then
-    cargo build --release --quiet -p l4tool -p l4-testkit
+    cargo build --release --quiet --workspace
     L4TOOL=${CARGO_TARGET_DIR:-target}/release/l4tool
 fi
 testkit=${L4TOOL%/*}/testkit

@@ -59,11 +59,11 @@ pub struct Error {
     pub sum_sq: f64,
     /// Sum of `(a - b)^2`; not finite if a number is not.
     pub sum_sq_error: f64,
-    /// The largest `|a - b|`, among numbers that are finite.
+    /// The largest `|a - b|`; NaN does not count.
     pub max_abs: f32,
 }
 
-/// How far `b` is from `a`, and nothing else: what [`distance`] finds in a third of the time. The sums are kept in float64, in an
+/// How far `b` is from `a`, and nothing else: what [`distance`] finds, without the rest. The sums are kept in float64, in an
 /// order that the length alone decides.
 ///
 /// # Panics
