@@ -2,6 +2,7 @@
 """Steps of gguf.sh, and of testdata/make_gguf_goldens.sh.
 
     gguf.py convert LLAMA_CPP CHECKPOINT OUT.gguf TYPE       by llama.cpp's own converter
+    gguf.py mmproj LLAMA_CPP CHECKPOINT OUT.gguf TYPE        the same for the vision part, with the names that the reader wants
     gguf.py imatrix LLAMA_CPP MODEL.gguf OUT.gguf            an importance matrix by a formula, some experts without data
     gguf.py compare LLAMA_CPP OURS THEIRS                    every tensor's name, type, extents and bytes; the keys
     gguf.py digests LLAMA_CPP FILE NAME...                   what the goldens of `cli/tests/gguf.rs` hold of files
@@ -25,15 +26,24 @@ def package(llama):
     return gguf
 
 
-def convert(llama, checkpoint, out, kind):
+def convert(llama, checkpoint, out, kind, *options):
     sys.path[:0] = [llama, f"{llama}/gguf-py"]
     from conversion.base import TextModel
 
     # The converter knows pre-tokenizers by a digest of what they make of a sample text, which a vocabulary of our own
     # fails. Its splitting pattern is Llama 4's.
     TextModel.get_vocab_base_pre = lambda self, tokenizer: "llama4"
-    sys.argv = ["convert_hf_to_gguf.py", checkpoint, "--outfile", out, "--outtype", kind]
+    sys.argv = ["convert_hf_to_gguf.py", checkpoint, "--outfile", out, "--outtype", kind, *options]
     runpy.run_path(f"{llama}/convert_hf_to_gguf.py", run_name="__main__")
+
+
+def mmproj(llama, checkpoint, out, kind):
+    """The converter's table has an entry for Gemma 4 that wins over Llama 4's; only the name of one norm is put right here."""
+    gguf = package(llama)
+    table = gguf.TensorNameMap.block_mappings_cfg
+    wrong = gguf.MODEL_TENSOR.V_ENC_ATTN_POST_NORM
+    table[wrong] = tuple(name for name in table[wrong] if not name.startswith("vision_model.model.layers."))
+    convert(llama, checkpoint, out, kind, "--mmproj")
 
 
 def imatrix(llama, model, out):
@@ -142,4 +152,4 @@ def tokens(checkpoint, text, printed):
 
 if __name__ == "__main__":
     command, *arguments = sys.argv[1:]
-    {f.__name__: f for f in (convert, imatrix, compare, digests, keys, perplexity, tokens)}[command](*arguments)
+    {f.__name__: f for f in (convert, mmproj, imatrix, compare, digests, keys, perplexity, tokens)}[command](*arguments)

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use common::gguf_file::{self, GgufFile, Value};
 use common::{Scratch, journal_lines, l4tool, partial, quantize, run, start, testdata, wait_until};
 use l4::output::hash::sha256;
-use l4_testkit::{Shards, Spec};
+use l4_testkit::{Shards, Spec, Vision};
 
 /// The random model of `testdata/make_gguf_goldens.sh`.
 fn random() -> Spec {
@@ -96,16 +96,105 @@ fn a_random_model_has_llama_cpp_s_bytes() {
     has_llama_cpp_s_bytes("random", &source, &scratch);
 }
 
+/// A model with a vision part of which rows are whole blocks, and with layers of two digits.
+fn eyes() -> Spec {
+    let vision = Vision { layers: 12, heads: 4, hidden_size: 256, intermediate_size: 1024, ..Vision::tiny() };
+    Spec { vision: Some(vision), shards: Shards::Single, ..Spec::default() }
+}
+
+/// Every tensor of the vision part has the type and the bytes of llama.cpp's converter, or of llama-quantize after it.
+#[test]
+fn vision_parts_have_llama_cpp_s_bytes() {
+    let scratch = Scratch::new();
+    let eyes = scratch.checkpoint("eyes", &eyes());
+    for (name, source) in [("tiny-scout", testdata("tiny-scout")), ("eyes", eyes)] {
+        let golden: BTreeMap<_, _> = golden(&format!("mmproj-{name}")).into_iter().collect();
+        assert!(golden.contains_key("v.blk.1.ln2.bias"));
+        for preset in golden["v.patch_embd.weight"].keys() {
+            let out = scratch.path("mmproj.gguf");
+            run(&mut quantize(&source, &out, &format!("--force --mmproj --scheme {preset}"))).ok();
+            let made = gguf_file::read(&out);
+            let found: BTreeMap<_, _> = made
+                .tensors
+                .iter()
+                .map(|tensor| (&tensor.name, format!("{}:{}", tensor.kind, &sha256(&tensor.data)[..16])))
+                .collect();
+            let wanted: BTreeMap<_, _> = golden.iter().map(|(name, cells)| (name, cells[preset].clone())).collect();
+            assert_eq!(found, wanted, "{name} {preset}");
+            // The order of llama-quantize.
+            assert!(made.tensors.is_sorted_by_key(|tensor| &tensor.name));
+        }
+    }
+}
+
+#[test]
+fn a_vision_part_beside_its_text_model_is_the_model() {
+    let scratch = Scratch::new();
+    let folder = scratch.path("both");
+    fs::create_dir(&folder).unwrap();
+    let source = testdata("tiny-scout");
+    convert(&source, &folder.join("scout.gguf"), "").ok();
+    convert(&source, &folder.join("mmproj-scout.gguf"), "--mmproj").ok();
+    let report = run(l4tool("diff --json").arg(&source).arg(&folder)).ok().json();
+    assert_eq!((&report["only_a"], &report["only_b"]), (&serde_json::json!([]), &serde_json::json!([])), "{report}");
+    // A file that llama.cpp's converter made, whose names it gets wrong, is put right.
+    let wrong = scratch.path("wrong");
+    fs::create_dir(&wrong).unwrap();
+    for name in ["cut-q4_k_m.gguf", "cut-mmproj.gguf"] {
+        fs::copy(testdata("gguf").join(name), wrong.join(name)).unwrap();
+    }
+    let (mended, ours) = (scratch.path("mended.gguf"), folder.join("mmproj-scout.gguf"));
+    convert(&wrong, &mended, "--mmproj").ok();
+    let (mended, ours) = (gguf_file::read(&mended), gguf_file::read(&ours));
+    assert_eq!(mended.keys, ours.keys);
+    for (a, b) in mended.tensors.iter().zip(&ours.tensors) {
+        assert!(a.name == b.name && a.kind == b.kind && a.data == b.data, "{}", a.name);
+    }
+}
+
+#[test]
+fn vision_parts_that_cannot_be_are_refused() {
+    let scratch = Scratch::new();
+    let out = scratch.path("out.gguf");
+    convert(&testdata("tiny-maverick"), &out, "--mmproj").refused(&["has no vision part", "hint: "]);
+    let scout = testdata("tiny-scout");
+    convert(&scout, &out, "--mmproj --pre-tokenizer llama4").refused(&["`--pre-tokenizer` is about the text model"]);
+    convert(&scout, &scratch.path("out"), "--mmproj --split-max-size 1M").refused(&["`--split-max-size` is about"]);
+    convert(&scout, &out, "--mmproj --vision drop").refused(&["nothing"]);
+    convert(&scout, &out, "--vision keep").refused(&["`--mmproj`"]);
+    let other = |name: &str, from: &str, to: &str| {
+        let folder = scratch.path(name);
+        fs::create_dir(&folder).unwrap();
+        for entry in fs::read_dir(&scout).unwrap().map(Result::unwrap) {
+            fs::copy(entry.path(), folder.join(entry.file_name())).unwrap();
+        }
+        let file = if from.contains("image_mean") { "preprocessor_config.json" } else { "config.json" };
+        let text = fs::read_to_string(folder.join(file)).unwrap();
+        assert!(text.contains(from));
+        fs::write(folder.join(file), text.replace(from, to)).unwrap();
+        convert(&folder, &out, "--mmproj")
+    };
+    other("act", r#""hidden_act": "gelu""#, r#""hidden_act": "relu""#).refused(&["takes GELU for granted", "`relu`"]);
+    other("mean", r#""image_mean": ["#, r#""image_mean": [ 0.25,"#)
+        .refused(&["`preprocessor_config.json`: `image_mean` is [0.25,0.5,", "not three numbers"]);
+    assert!(!out.exists());
+}
+
 /// The keys are those of llama.cpp's converter, in its order; what differs is listed here.
 #[test]
 fn keys_are_the_converter_s() {
     let scratch = Scratch::new();
     let random = scratch.checkpoint("random", &random());
-    for (name, source) in
-        [("tiny-scout", testdata("tiny-scout")), ("tiny-maverick", testdata("tiny-maverick")), ("random", random)]
-    {
+    let eyes = scratch.checkpoint("eyes", &eyes());
+    for (name, source, flags) in [
+        ("tiny-scout", testdata("tiny-scout"), ""),
+        ("tiny-maverick", testdata("tiny-maverick"), ""),
+        ("random", random, ""),
+        ("mmproj-tiny-scout", testdata("tiny-scout"), "--mmproj"),
+        ("mmproj-eyes", eyes, "--mmproj"),
+    ] {
         let out = scratch.path(&format!("{name}.gguf"));
-        convert(&source, &out, "").ok();
+        convert(&source, &out, flags).ok();
         let made = gguf_file::read(&out);
         let ours = ["general.license", "general.license.name"];
         assert!(ours.iter().all(|key| made.key(key).is_some()));

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::str::FromStr;
 
 use anyhow::{Context, Result, bail};
-use l4_testkit::{Dtype, Hub, HubOptions, Kind, Shards, Spec, Style};
+use l4_testkit::{Dtype, Hub, HubOptions, Kind, Shards, Spec, Style, Vision};
 
 const USAGE: &str = "\
 usage: testkit random [OPTIONS] DIR            a small random checkpoint
@@ -24,6 +24,7 @@ options of random:
   --like tiny|scout|maverick   start from this shape (first option, if any)
   --hidden N --layers N --heads N --kv-heads N --head-dim N --intermediate N --intermediate-mlp N
   --experts N --interleave N --vocab N --chunk N --floor-scale N --max-positions N --seed N
+  --vision-layers N --vision-heads N --vision-hidden N   (feed-forwards are four times as wide)
   --qk-norm true|false  --no-rope-scaling  --no-vision  --text-only  --outliers  --tokenizer
   --style published|transformers4|transformers5  --dtype bf16|f16|f32
   --shards N | --shard-bytes N | --single
@@ -122,6 +123,13 @@ fn random(mut args: impl Iterator<Item = String>) -> Result<()> {
             "--max-positions" => spec.max_position_embeddings = value(&arg, args)?,
             "--seed" => spec.seed = value(&arg, args)?,
             "--qk-norm" => spec.use_qk_norm = value(&arg, args)?,
+            "--vision-layers" => vision(&arg, &mut spec)?.layers = value(&arg, args)?,
+            "--vision-heads" => vision(&arg, &mut spec)?.heads = value(&arg, args)?,
+            "--vision-hidden" => {
+                let vision = vision(&arg, &mut spec)?;
+                vision.hidden_size = value(&arg, args)?;
+                vision.intermediate_size = 4 * vision.hidden_size;
+            }
             "--no-rope-scaling" => spec.rope_scaling = None,
             "--no-vision" => spec.vision = None,
             "--text-only" => spec.text_only = true,
@@ -136,6 +144,10 @@ fn random(mut args: impl Iterator<Item = String>) -> Result<()> {
         }
     }
     spec.write(&dir.context("DIR is missing")?)
+}
+
+fn vision<'a>(option: &str, spec: &'a mut Spec) -> Result<&'a mut Vision> {
+    spec.vision.as_mut().with_context(|| format!("{option} goes before --no-vision"))
 }
 
 fn value<T: FromStr>(option: &str, args: &mut impl Iterator<Item = String>) -> Result<T> {

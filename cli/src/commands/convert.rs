@@ -29,6 +29,7 @@ use crate::size::Size;
   l4tool convert Llama-4-Scout-17B-16E-Instruct/original -o scout --to hf --instruct
   l4tool convert scout-int4 -o scout-bf16 --to hf
   l4tool convert CHECKPOINT -o scout-BF16.gguf --to gguf
+  l4tool convert CHECKPOINT -o mmproj-scout-BF16.gguf --to gguf --mmproj
   l4tool convert CHECKPOINT -o OUT --to hf --vision drop --dtype f16")]
 pub(crate) struct Arguments {
     /// The checkpoint: a folder, or a .safetensors, .gguf or .pth file
@@ -48,7 +49,7 @@ pub(crate) struct Arguments {
     /// Take the largest value of the format for values that are larger, instead of refusing them
     #[arg(long, requires = "dtype")]
     clamp: bool,
-    /// Keep the vision part, or make a text-only model [default: keep; GGUF files hold text only]
+    /// Keep the vision part, or make a text-only model [default: keep; with --to gguf see --mmproj]
     #[arg(long, value_name = "WHAT")]
     vision: Option<Vision>,
     /// Meta's files hold an instruction-tuned model (nothing in them tells)
@@ -78,7 +79,7 @@ pub(crate) struct Arguments {
 enum Layout {
     /// Hugging Face: safetensors, config.json, tokenizer.json
     Hf,
-    /// llama.cpp: one file with everything but the vision part
+    /// llama.cpp: one file with everything but the vision part, or with that alone
     Gguf,
 }
 
@@ -138,17 +139,21 @@ pub(crate) fn run(arguments: Arguments, context: &Context) -> Result<Outcome> {
 
 impl Arguments {
     fn gguf_options(self) -> Result<gguf_task::Options> {
-        if self.experts.is_some() || self.vision == Some(Vision::Keep) {
-            let flag = if self.experts.is_some() { "--experts" } else { "--vision keep" };
-            bail!(hint(
-                format!("`{flag}` does not go with `--to gguf`"),
-                "GGUF has one form for experts, and the vision part in a file of its own, which is not written"
-            ));
+        let wrong = [
+            ("--experts", self.experts.is_some(), "GGUF has one form for them"),
+            ("--vision keep", self.vision == Some(Vision::Keep), "the vision part has a file of its own: `--mmproj`"),
+        ];
+        if let Some((flag, _, way)) = wrong.into_iter().find(|(_, given, _)| *given) {
+            bail!(hint(format!("`{flag}` does not go with `--to gguf`"), way));
+        }
+        if self.vision == Some(Vision::Drop) && self.gguf.mmproj {
+            bail!("`--vision drop` and `--mmproj` leave nothing to be written");
         }
         Ok(gguf_task::Options {
             command: "convert",
             source: self.checkpoint,
             out: self.output,
+            part: self.gguf.part(),
             file_type: match self.dtype {
                 Some(Dtype::F32) => FileType::F32,
                 Some(Dtype::F16) => FileType::F16,

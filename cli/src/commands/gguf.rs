@@ -3,7 +3,7 @@
 use anyhow::Result;
 use clap::{Args, ValueEnum};
 use l4::llama4::Llama4;
-use l4::tasks::gguf::{Fallback, Job, Options};
+use l4::tasks::gguf::{Fallback, Job, Options, Part};
 
 use crate::context::Context;
 use crate::exit::Outcome;
@@ -22,6 +22,9 @@ pub(crate) struct GgufArguments {
     /// The model's name in the file [default: its repository's, where that is known]
     #[arg(long, value_name = "TEXT")]
     pub(crate) name: Option<String>,
+    /// Write the vision part, which llama.cpp reads from a file of its own, instead of the text model
+    #[arg(long)]
+    pub(crate) mmproj: bool,
 }
 
 impl GgufArguments {
@@ -31,9 +34,15 @@ impl GgufArguments {
             ("--split-max-size", self.split_max_size.is_some()),
             ("--pre-tokenizer", self.pre_tokenizer.is_some()),
             ("--name", self.name.is_some()),
+            ("--mmproj", self.mmproj),
         ]
         .into_iter()
         .find_map(|(flag, given)| given.then_some(flag))
+    }
+
+    /// What of the model is to be written.
+    pub(crate) fn part(&self) -> Part {
+        if self.mmproj { Part::Vision } else { Part::Text }
     }
 }
 

@@ -184,6 +184,7 @@ impl Arguments {
             command: "quantize",
             source: self.checkpoint,
             out: self.output,
+            part: self.gguf.part(),
             file_type,
             pure: self.pure,
             rules,

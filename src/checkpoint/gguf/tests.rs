@@ -46,6 +46,7 @@ fn what_is_written_is_read() {
         ("general.type".to_owned(), Content::Value(Value::String("imatrix".into()))),
         ("list".to_owned(), Content::Strings(list.to_vec())),
         ("numbers".to_owned(), Content::Numbers(vec![1, -2])),
+        ("floats".to_owned(), Content::Floats(vec![0.5, -1.5])),
         ("n".to_owned(), Content::Value(Value::U32(7))),
     ];
     let kind = Dtype::F32;
@@ -57,6 +58,8 @@ fn what_is_written_is_read() {
     fs::write(&path, &bytes).unwrap();
     let gguf = Gguf::open(&path).unwrap();
     assert_eq!(gguf.keys().value("n"), Some(&Value::U32(7)));
+    let floats: Vec<Value> = gguf.keys().numbers("floats").unwrap().collect();
+    assert_eq!(floats, [Value::F32(0.5), Value::F32(-1.5)]);
     assert_eq!(gguf.keys().strings("list").unwrap().collect::<Vec<_>>(), list);
     assert_eq!(gguf.tensors.iter().map(|tensor| tensor.offset).collect::<Vec<_>>(), layout.offsets);
     assert_eq!(gguf.bytes(gguf.tensor("two").unwrap())[..4], 2.5_f32.to_le_bytes());

@@ -6,6 +6,8 @@ use crate::dtype::{Dtype, ggml};
 
 /// Number of the type of a whole number of 32 bits with a sign.
 const I32: u32 = 5;
+/// Number of the type of a floating-point number of 32 bits.
+const F32: u32 = 6;
 
 /// A file that is to be written: its first bytes, and where each tensor's data go.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,6 +29,8 @@ pub enum Content {
     Strings(Vec<String>),
     /// An array of whole numbers of 32 bits.
     Numbers(Vec<i32>),
+    /// An array of floating-point numbers of 32 bits.
+    Floats(Vec<f32>),
 }
 
 /// Lays a file out: `keys` in their order, and `tensors`, which have a name, extents (the fastest-varying first) and a type.
@@ -48,6 +52,10 @@ pub fn encode(keys: &[(String, Content)], tensors: &[(String, Vec<u64>, Dtype)])
             }
             Content::Numbers(list) => {
                 put_array(&mut head, I32, list.len());
+                list.iter().for_each(|number| head.extend(number.to_le_bytes()));
+            }
+            Content::Floats(list) => {
+                put_array(&mut head, F32, list.len());
                 list.iter().for_each(|number| head.extend(number.to_le_bytes()));
             }
         }

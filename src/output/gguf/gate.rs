@@ -32,7 +32,11 @@ pub fn check(folder: &Path, plan: &Plan, promised: &[(&str, Option<Scheme>)]) ->
     Ok(())
 }
 
-fn check_tensors(folder: &Path, plan: &Plan) -> Result<()> {
+/// Opens the files of `plan` in `folder` and holds their tensors against it.
+///
+/// # Errors
+/// Names the first tensor that is not as it was planned.
+pub fn check_tensors(folder: &Path, plan: &Plan) -> Result<()> {
     for file in &plan.files {
         let gguf = Gguf::open(&folder.join(&file.name)).context("opening what was written")?;
         ensure!(

@@ -29,15 +29,15 @@ pub struct About {
     pub generation: Option<Json>,
 }
 
-fn value(key: impl Into<String>, value: Value) -> Key {
+pub(super) fn value(key: impl Into<String>, value: Value) -> Key {
     (key.into(), Content::Value(value))
 }
 
-fn text(key: impl Into<String>, text: &str) -> Key {
+pub(super) fn text(key: impl Into<String>, text: &str) -> Key {
     value(key, Value::String(text.to_owned()))
 }
 
-/// Every key but those of the tokenizer.
+/// Every key of the text model but those of the tokenizer.
 pub fn keys(
     config: &TextConfig,
     pattern: Pattern,
@@ -45,7 +45,9 @@ pub fn keys(
     tensors: &[GgufTensor],
     about: &About,
 ) -> Vec<Key> {
-    let mut keys = general(tensors, about);
+    let mut keys = vec![text("general.architecture", ARCHITECTURE), text("general.type", "model")];
+    keys.extend(sampling(about));
+    keys.extend(general(tensors, about));
     let own = |key: &str| format!("{ARCHITECTURE}.{key}");
     // Counts are bounded by the config's own checks; a context beyond 2^32 is as good as that.
     let count = |key: &str, count: u64| value(own(key), Value::U32(u32::try_from(count).unwrap_or(u32::MAX)));
@@ -73,12 +75,18 @@ pub fn keys(
     if pattern.rotates_everywhere {
         keys.push(size("attention.sliding_window", 0));
     }
-    keys.push(value("general.quantization_version", Value::U32(QUANTIZATION_VERSION)));
+    keys.push(quantization_version());
     keys
 }
 
-fn general(tensors: &[GgufTensor], about: &About) -> Vec<Key> {
-    let mut keys = vec![text("general.architecture", ARCHITECTURE), text("general.type", "model")];
+/// The version of the block formats, which is one for all.
+pub(super) fn quantization_version() -> Key {
+    value("general.quantization_version", Value::U32(QUANTIZATION_VERSION))
+}
+
+/// What `generation_config.json` says of how tokens are chosen.
+fn sampling(about: &About) -> Vec<Key> {
+    let mut keys = Vec::new();
     let setting = |name: &str| about.generation.as_ref()?.get(name)?.as_f64();
     if let Some(top_k) = setting("top_k") {
         keys.push(value("general.sampling.top_k", Value::I32(top_k as i32)));
@@ -88,6 +96,12 @@ fn general(tensors: &[GgufTensor], about: &About) -> Vec<Key> {
             keys.push(value(format!("general.sampling.{key}"), Value::F32(number as f32)));
         }
     }
+    keys
+}
+
+/// Name, size and licence.
+pub(super) fn general(tensors: &[GgufTensor], about: &About) -> Vec<Key> {
+    let mut keys = Vec::new();
     if let Some(name) = &about.name {
         keys.push(text("general.name", name));
     }

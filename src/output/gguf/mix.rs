@@ -110,7 +110,7 @@ pub fn parse_dtype(name: &str) -> Option<Dtype> {
     TABLE.iter().map(|entry| entry.3).find(|dtype| dtype.name().eq_ignore_ascii_case(name))
 }
 
-/// What decides the types of a file's tensors.
+/// What decides the types of a file's tensors. For a vision part all counts are 0, as llama-quantize reads none of its keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mix {
     /// The preset.
@@ -149,7 +149,10 @@ enum Category {
     Other,
 }
 
-/// Whether a tensor may be quantized at all: vectors, norms, routers and what is no weight stay F32.
+/// What the vision part's patches go through, which only a file of F16 has in another format than F32.
+const PATCHES: &str = ".patch_embd";
+
+/// Whether a tensor may be quantized at all: vectors, norms, routers, the vision part's first tensors and what is no weight stay F32.
 pub fn can_be_quantized(name: &str, extents: &[u64]) -> bool {
     // `ggml_n_dims` does not count trailing extents of 1.
     let dimensions = extents.iter().rposition(|&extent| extent > 1).map_or(1, |last| last + 1);
@@ -157,6 +160,8 @@ pub fn can_be_quantized(name: &str, extents: &[u64]) -> bool {
         && name.ends_with("weight")
         && !name.contains("_norm.weight")
         && !name.contains("ffn_gate_inp.weight")
+        && !name.contains(".position_embd")
+        && !name.contains(PATCHES)
 }
 
 impl Mix {
@@ -166,6 +171,9 @@ impl Mix {
         let mut counts = Counts::default();
         let values = tensors.iter().filter(|tensor| category(tensor.name, tied) == Category::Value).count();
         let dtype = |tensor: &Candidate<'_>| {
+            if self.file_type == FileType::F16 && tensor.name.contains(PATCHES) {
+                return Dtype::F16;
+            }
             if !can_be_quantized(tensor.name, tensor.extents) {
                 return Dtype::F32;
             }

@@ -10,3 +10,4 @@ pub mod plan;
 mod template;
 pub mod tensors;
 pub mod tokenizer;
+pub mod vision;

@@ -31,6 +31,17 @@ pub enum Source {
 }
 
 impl GgufTensor {
+    /// A tensor with one weight, or with those of all experts of a layer.
+    pub(super) fn of_weights(name: String, mut weights: Vec<usize>, model: &Llama4) -> Self {
+        weights.sort_by_key(|&index| model.weights[index].expert);
+        let first = &model.weights[weights[0]];
+        let mut extents: Vec<u64> = first.shape.iter().rev().map(|&extent| extent as u64).collect();
+        if first.expert.is_some() {
+            extents.push(weights.len() as u64);
+        }
+        Self { name, extents, source: Source::Weights(weights) }
+    }
+
     /// The tensor as the rules for types see it.
     pub fn candidate(&self, chosen: Option<Dtype>) -> Candidate<'_> {
         Candidate { name: &self.name, extents: &self.extents, chosen }
@@ -64,15 +75,7 @@ pub fn tensors(model: &Llama4) -> Vec<GgufTensor> {
         extents: vec![factors.len() as u64],
         source: Source::Literal(factors.into_iter().flat_map(f32::to_le_bytes).collect()),
     });
-    let tensor = |((_, name), mut weights): (_, Vec<usize>)| {
-        weights.sort_by_key(|&index| model.weights[index].expert);
-        let first = &model.weights[weights[0]];
-        let mut extents: Vec<u64> = first.shape.iter().rev().map(|&extent| extent as u64).collect();
-        if first.expert.is_some() {
-            extents.push(weights.len() as u64);
-        }
-        GgufTensor { name, extents, source: Source::Weights(weights) }
-    };
+    let tensor = |((_, name), weights)| GgufTensor::of_weights(name, weights, model);
     let mut tensors: Vec<GgufTensor> = found.into_iter().map(tensor).collect();
     if let Some(factors) = factors {
         let beside = tensors.partition_point(|tensor| !tensor.name.starts_with("blk.") && tensor.name < factors.name);

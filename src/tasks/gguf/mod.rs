@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use anyhow::{Error, Result, bail};
 
-use crate::checkpoint::gguf::{Content, Value};
+use crate::checkpoint::gguf::{self, Value};
 use crate::checkpoint::shown;
 use crate::dtype::Dtype;
 use crate::error::hint;
@@ -23,6 +23,7 @@ use crate::output::gguf::keys::{self, About, Key};
 use crate::output::gguf::mix::{FileType, Mix};
 use crate::output::gguf::plan::{Files, Typed};
 use crate::output::gguf::tensors::{GgufTensor, tensors};
+use crate::output::gguf::vision::{self, Normalization};
 use crate::output::gguf::{gate, limits, plan, tokenizer};
 use crate::output::hash::sha256;
 use crate::output::job;
@@ -40,6 +41,16 @@ use rules::TypeRule;
 /// The ending of files that are not to be folders.
 const EXTENSION: &str = "gguf";
 
+/// What of a model a file is to hold.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Part {
+    /// The text model.
+    #[default]
+    Text,
+    /// The vision model and the projector, which llama.cpp reads from a file of their own (mmproj).
+    Vision,
+}
+
 /// What to do.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -49,6 +60,8 @@ pub struct Options {
     pub source: PathBuf,
     /// The file to be made, if its name ends in `.gguf`; otherwise the folder to be made, with files of its name.
     pub out: PathBuf,
+    /// What of the model is written.
+    pub part: Part,
     /// The preset.
     pub file_type: FileType,
     /// One type for all that is quantized.
@@ -78,6 +91,28 @@ pub struct Options {
 }
 
 impl Options {
+    /// Refuses what does not go together.
+    fn check(&self) -> Result<()> {
+        if self.form() == Form::File && self.split_bytes_max.is_some() {
+            bail!(hint(
+                format!("`{}` is one file, and `--split-max-size` makes several", self.out.display()),
+                "give the name of a folder, without `.gguf`"
+            ));
+        }
+        let of_text = [
+            ("--split-max-size", self.split_bytes_max.is_some()),
+            ("--stats", self.stats.is_some()),
+            ("--pre-tokenizer", self.pre_tokenizer.is_some()),
+        ];
+        match of_text.into_iter().find(|(_, given)| *given && self.part == Part::Vision) {
+            Some((flag, _)) => Err(hint(
+                format!("`{flag}` is about the text model, and `--mmproj` writes the vision part"),
+                "leave one of them out",
+            )),
+            None => Ok(()),
+        }
+    }
+
     fn form(&self) -> Form {
         let is_file = self.out.extension().is_some_and(|extension| extension.eq_ignore_ascii_case(EXTENSION));
         if is_file { Form::File } else { Form::Folder }
@@ -126,34 +161,18 @@ impl<'a> Job<'a> {
         if options.instruct {
             model.config = model.config.instructed()?;
         }
-        if options.form() == Form::File && options.split_bytes_max.is_some() {
-            bail!(hint(
-                format!("`{}` is one file, and `--split-max-size` makes several", options.out.display()),
-                "give the name of a folder, without `.gguf`"
-            ));
-        }
-        let (pattern, limits) = limits::check(&model.config.text)?;
-        let mut warnings = Vec::from_iter(left_out(&model));
-        warnings.extend(limits);
+        options.check()?;
         let importance = options.stats.as_deref();
         let importance =
             importance.map(|path| Importance::open(path, options.fallback, &model, control)).transpose()?;
-        let tensors = tensors(&model);
+        let Content { tensors, mut keys, warnings, no_tokenizer } = match options.part {
+            Part::Text => Content::text(options, &model)?,
+            Part::Vision => Content::vision(options, &model)?,
+        };
         let dtypes = dtypes(options, &model, &tensors, importance.is_some())?;
         if !options.requantize {
             refuse_requantizing(&model, &tensors, &dtypes)?;
         }
-        let about = about(options, &model)?;
-        let mut keys = keys::keys(&model.config.text, pattern, options.file_type, &tensors, &about);
-        let request =
-            tokenizer::Request { pre_tokenizer: options.pre_tokenizer.as_deref(), instruct: options.instruct };
-        let no_tokenizer = match tokenizer::keys(&model, request) {
-            Ok(own) => {
-                keys.extend(own);
-                None
-            }
-            Err(error) => Some(error),
-        };
         keys.extend(importance.iter().map(importance_key));
         let typed: Vec<Typed<'_>> = tensors.iter().zip(dtypes.iter().copied()).collect();
         let stem = stem(&options.out)?;
@@ -203,7 +222,11 @@ impl<'a> Job<'a> {
         let known = report::known(&self)?;
         let records = |totals: &[_]| report::weights(&self, &known, totals).iter().map(WeightReport::record).collect();
         let promised = self.promised();
-        let check = |folder: &Path| gate::check(folder, plan, &promised);
+        let check = |folder: &Path| match self.options.part {
+            Part::Text => gate::check(folder, plan, &promised),
+            // Alone it is no model.
+            Part::Vision => gate::check_tensors(folder, plan),
+        };
         let done = self.job().run_checked(check, perform, records, control)?;
         Ok(Report::new(&self, report::weights(&self, &known, &done.totals), done.resumed, began.elapsed()))
     }
@@ -231,6 +254,42 @@ impl<'a> Job<'a> {
     }
 }
 
+/// What a file holds, but for the tensors' types.
+struct Content {
+    tensors: Vec<GgufTensor>,
+    keys: Vec<Key>,
+    warnings: Vec<String>,
+    no_tokenizer: Option<Error>,
+}
+
+impl Content {
+    fn text(options: &Options, model: &Llama4) -> Result<Self> {
+        let (pattern, limits) = limits::check(&model.config.text)?;
+        let mut warnings = Vec::from_iter(left_out(model));
+        warnings.extend(limits);
+        let tensors = tensors(model);
+        let mut keys = keys::keys(&model.config.text, pattern, options.file_type, &tensors, &about(options, model)?);
+        let request =
+            tokenizer::Request { pre_tokenizer: options.pre_tokenizer.as_deref(), instruct: options.instruct };
+        let no_tokenizer = match tokenizer::keys(model, request) {
+            Ok(own) => {
+                keys.extend(own);
+                None
+            }
+            Err(error) => Some(error),
+        };
+        Ok(Self { tensors, keys, warnings, no_tokenizer })
+    }
+
+    fn vision(options: &Options, model: &Llama4) -> Result<Self> {
+        let configs = (&model.config.text, vision::part(model)?);
+        let tensors = vision::tensors(model);
+        let normalization = Normalization::of(&model.checkpoint)?;
+        let keys = vision::keys(configs, options.file_type, &tensors, &about(options, model)?, normalization);
+        Ok(Self { tensors, keys, warnings: Vec::new(), no_tokenizer: None })
+    }
+}
+
 /// What files are called: the output's own name, without the ending.
 fn stem(out: &Path) -> Result<String> {
     let name = match out.extension().is_some_and(|extension| extension.eq_ignore_ascii_case(EXTENSION)) {
@@ -249,13 +308,16 @@ fn stem(out: &Path) -> Result<String> {
 
 fn dtypes(options: &Options, model: &Llama4, tensors: &[GgufTensor], importance: bool) -> Result<Vec<Dtype>> {
     let text = &model.config.text;
-    let mix = Mix {
-        file_type: options.file_type,
-        importance,
-        pure: options.pure,
-        layers: text.num_hidden_layers,
-        experts: text.num_local_experts,
-        heads_per_kv: text.num_attention_heads / text.num_key_value_heads,
+    let mix =
+        Mix { file_type: options.file_type, importance, pure: options.pure, layers: 0, experts: 0, heads_per_kv: 0 };
+    let mix = match options.part {
+        Part::Text => Mix {
+            layers: text.num_hidden_layers,
+            experts: text.num_local_experts,
+            heads_per_kv: text.num_attention_heads / text.num_key_value_heads,
+            ..mix
+        },
+        Part::Vision => mix,
     };
     let chosen = rules::chosen(model, tensors, &options.rules)?;
     let candidates: Vec<_> = tensors.iter().zip(chosen).map(|(tensor, chosen)| tensor.candidate(chosen)).collect();
@@ -290,7 +352,7 @@ fn left_out(model: &Llama4) -> Vec<String> {
     let vision = model.weights.iter().filter(|weight| matches!(weight.role, Role::Vision | Role::Projector)).count();
     if vision > 0 {
         notes.push(format!(
-            "{vision} weights of the vision part are left out: llama.cpp reads them from a file of their own (mmproj)"
+            "{vision} weights of the vision part are left out: llama.cpp reads them from a file of their own, which `--mmproj` writes"
         ));
     }
     notes
@@ -306,7 +368,7 @@ fn about(options: &Options, model: &Llama4) -> Result<About> {
 
 /// llama.cpp writes where its importance matrix lay; the name is enough, and the same everywhere.
 fn importance_key(importance: &Importance) -> Key {
-    ("quantize.imatrix.file".to_owned(), Content::Value(Value::String(importance.name.clone())))
+    ("quantize.imatrix.file".to_owned(), gguf::Content::Value(Value::String(importance.name.clone())))
 }
 
 /// The options that decide the bytes of the output, by name.
@@ -325,6 +387,7 @@ fn settings(options: &Options, plan: &Plan, importance: Option<&Importance>) -> 
     .map(|(name, value)| (name.to_owned(), value))
     .into();
     let mut also = |name: &str, value: Option<String>| settings.extend(value.map(|value| (name.to_owned(), value)));
+    also("part", (options.part == Part::Vision).then(|| "vision".to_owned()));
     also("split size", options.split_bytes_max.map(|bytes| bytes.to_string()));
     also("pre-tokenizer", options.pre_tokenizer.clone());
     also("name", options.name.clone());
