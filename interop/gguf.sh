@@ -65,6 +65,19 @@ for model in ${MODELS:-tiny-scout tiny-maverick random-scout random-maverick}; d
     done
 done
 
+echo "== vision"
+for preset in ${VISION:-bf16 f16 f32 q8_0 q4_0 q4_k_m}; do
+    case $preset in
+    bf16 | f16 | f32) quiet helper mmproj "$LLAMA_CPP" testdata/tiny-scout "$work/theirs.gguf" $preset ;;
+    *)
+        quiet helper mmproj "$LLAMA_CPP" testdata/tiny-scout "$work/mmproj.gguf" bf16
+        quiet "$bin/llama-quantize" "$work/mmproj.gguf" "$work/theirs.gguf" "${preset^^}" 2
+        ;;
+    esac
+    quiet "$L4TOOL" -q quantize testdata/tiny-scout -o "$work/ours.gguf" --mmproj --scheme "$preset" --force
+    echo "$preset: $(helper compare "$LLAMA_CPP" "$work/ours.gguf" "$work/theirs.gguf")"
+done
+
 echo "== running"
 runs() { # NAME FILE SOURCE: llama.cpp with FILE against `verify` of SOURCE
     rm -f "$work/logits.safetensors"

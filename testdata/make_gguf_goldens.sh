@@ -17,6 +17,7 @@ testkit=${TESTKIT:-target/debug/testkit}
     "$work/random"
 
 "$testkit" random --like tiny --vision-layers 12 --vision-heads 4 --vision-hidden 256 --single "$work/eyes"
+echo '{"image_processor": {"image_mean": [0.25, 0.5, 0.75], "image_std": [0.5, 0.25, 0.125]}}' >"$work/eyes/processor_config.json"
 
 # The vision part of a model. Floats are the converter's own.
 mmproj() { # NAME FOLDER PRESET...

@@ -46,7 +46,6 @@ pub fn keys(
     about: &About,
 ) -> Vec<Key> {
     let mut keys = vec![text("general.architecture", ARCHITECTURE), text("general.type", "model")];
-    keys.extend(sampling(about));
     keys.extend(general(tensors, about));
     let own = |key: &str| format!("{ARCHITECTURE}.{key}");
     // Counts are bounded by the config's own checks; a context beyond 2^32 is as good as that.
@@ -84,8 +83,8 @@ pub(super) fn quantization_version() -> Key {
     value("general.quantization_version", Value::U32(QUANTIZATION_VERSION))
 }
 
-/// What `generation_config.json` says of how tokens are chosen.
-fn sampling(about: &About) -> Vec<Key> {
+/// How tokens are chosen, as `generation_config.json` has it; name, size and licence.
+pub(super) fn general(tensors: &[GgufTensor], about: &About) -> Vec<Key> {
     let mut keys = Vec::new();
     let setting = |name: &str| about.generation.as_ref()?.get(name)?.as_f64();
     if let Some(top_k) = setting("top_k") {
@@ -96,12 +95,6 @@ fn sampling(about: &About) -> Vec<Key> {
             keys.push(value(format!("general.sampling.{key}"), Value::F32(number as f32)));
         }
     }
-    keys
-}
-
-/// Name, size and licence.
-pub(super) fn general(tensors: &[GgufTensor], about: &About) -> Vec<Key> {
-    let mut keys = Vec::new();
     if let Some(name) = &about.name {
         keys.push(text("general.name", name));
     }

@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use sha2::{Digest, Sha256};
 
 use super::report::{Finding, Report};
-use crate::checkpoint::Edges;
+use crate::checkpoint::{Edges, SourceFile};
 use crate::error::Interrupted;
 use crate::llama4::gguf::tokenizer::Vocabulary;
 use crate::llama4::tokenizer::TOKENIZER_NAME;
@@ -30,8 +30,8 @@ const STRIPE_BYTES: u64 = 4 << 20;
 pub(super) fn check(model: &Llama4, control: &Control<'_>, report: &mut Report) -> Result<()> {
     structure(model, report);
     side_files(model, report);
-    let manifest = read_manifest(model, report)?;
-    let records: &[FileRecord] = manifest.as_ref().map_or(&[], |manifest| &manifest.files);
+    let known = records(model, report)?;
+    let records = known.as_deref().unwrap_or_default();
     let files = model.checkpoint.files();
     let total = files.iter().map(|file| file.bytes).sum();
     control.progress.start("reading", total, 0, Unit::Bytes);
@@ -60,7 +60,7 @@ pub(super) fn check(model: &Llama4, control: &Control<'_>, report: &mut Report) 
     for record in records.iter().filter(|record| files.iter().all(|file| file.name != record.name)) {
         equal += usize::from(check_beside(model.checkpoint.folder(), record, control, report)?);
     }
-    report.checksums = manifest.map(|_| equal);
+    report.checksums = known.is_some().then_some(equal);
     Ok(())
 }
 
@@ -97,32 +97,51 @@ fn side_files(model: &Llama4, report: &mut Report) {
     }
 }
 
-fn read_manifest(model: &Llama4, report: &mut Report) -> Result<Option<Manifest>> {
+/// What was recorded of the files when they were made or fetched; `None` if nothing was.
+fn records(model: &Llama4, report: &mut Report) -> Result<Option<Vec<FileRecord>>> {
+    let files = model.checkpoint.files();
     // The manifest of a single file has the file's name too; a folder may have one as well, of what was downloaded.
-    let own = match model.checkpoint.files() {
-        [file] => Some(manifest::beside(&file.name)),
-        _ => None,
+    let own = |file: &SourceFile| {
+        let name = manifest::beside(&file.name);
+        model.checkpoint.folder().join(&name).exists().then_some(name)
     };
-    let name = own.filter(|name| model.checkpoint.folder().join(name).exists()).unwrap_or_else(|| MANIFEST_NAME.into());
-    let Some(text) = model.checkpoint.side_file(&name, MANIFEST_BYTES_MAX)? else {
+    let own: Vec<String> = files.iter().filter_map(own).collect();
+    if own.is_empty() {
+        let Some(manifest) = read_manifest(model, MANIFEST_NAME, report)? else { return Ok(None) };
+        for file in files.iter().filter(|file| !is_recorded(file, &manifest.files)) {
+            report.problem("checksum", &file.name, "has no checksum in the manifest");
+        }
+        return Ok(Some(manifest.files));
+    }
+    let mut records = Vec::new();
+    for name in own {
+        records.extend(read_manifest(model, &name, report)?.into_iter().flat_map(|manifest| manifest.files));
+    }
+    for file in files.iter().filter(|file| !is_recorded(file, &records)) {
+        report.notes.push(format!("`{}` has no manifest, so its checksum was not checked", file.name));
+    }
+    Ok(Some(records))
+}
+
+fn is_recorded(file: &SourceFile, records: &[FileRecord]) -> bool {
+    records.iter().any(|record| record.name == file.name && record.sha256.is_some())
+}
+
+fn read_manifest(model: &Llama4, name: &str, report: &mut Report) -> Result<Option<Manifest>> {
+    let Some(text) = model.checkpoint.side_file(name, MANIFEST_BYTES_MAX)? else {
         report.notes.push(format!("there is no `{name}`, so checksums were not checked"));
         return Ok(None);
     };
     let manifest: Manifest = match serde_json::from_slice(&text) {
         Ok(manifest) => manifest,
         Err(error) => {
-            report.problem("checksum", MANIFEST_NAME, format!("is no manifest: {error}"));
+            report.problem("checksum", name, format!("is no manifest: {error}"));
             return Ok(None);
         }
     };
     if manifest.schema != MANIFEST_SCHEMA {
-        report.problem("checksum", MANIFEST_NAME, format!("has the schema {}, not {MANIFEST_SCHEMA}", manifest.schema));
+        report.problem("checksum", name, format!("has the schema {}, not {MANIFEST_SCHEMA}", manifest.schema));
         return Ok(None);
-    }
-    for file in model.checkpoint.files() {
-        if !manifest.files.iter().any(|record| record.name == file.name && record.sha256.is_some()) {
-            report.problem("checksum", &file.name, "has no checksum in the manifest");
-        }
     }
     Ok(Some(manifest))
 }
