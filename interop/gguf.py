@@ -8,11 +8,13 @@
     gguf.py digests LLAMA_CPP FILE NAME...                   what the goldens of `cli/tests/gguf.rs` hold of files
     gguf.py keys LLAMA_CPP FILE                              the same for keys; long arrays by the beginning of their SHA-256
     gguf.py perplexity LOGITS.safetensors THEIRS.log         over the tokens that llama-perplexity counts, within 0.5 %
+    gguf.py vision CHECKPOINT THEIRS.log                     what transformers makes of a picture, and what llama-mtmd-debug printed
     gguf.py tokens CHECKPOINT TEXT THEIRS.txt                tokens of a text, and those that llama-tokenize printed
 """
 
 import ast
 import hashlib
+import math
 import re
 import runpy
 import sys
@@ -144,6 +146,47 @@ def perplexity(logits, log):
         sys.exit("FAILED: more than 0.5 %")
 
 
+def rainbow(side):
+    """The picture that `llama-mtmd-debug --image rainbow` draws: hue by angle, saturation by distance from the middle."""
+    import colorsys
+
+    import torch
+
+    picture, middle = torch.zeros(1, 3, side, side), side / 2
+    for y in range(side):
+        for x in range(side):
+            hue = math.atan2(y - middle, x - middle) / (2 * math.pi) % 1.0
+            saturation = min(math.hypot(x - middle, y - middle) / math.hypot(middle, middle), 1.0)
+            picture[0, :, y, x] = torch.tensor(colorsys.hsv_to_rgb(hue, saturation, 1.0))
+    return picture
+
+
+def vision(checkpoint, log):
+    import torch
+    from transformers import Llama4ForConditionalGeneration
+
+    model = Llama4ForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32).eval()
+    picture = rainbow(model.config.vision_config.image_size)
+    with torch.no_grad():
+        states = model.vision_model(picture).last_hidden_state
+        ours = model.multi_modal_projector(states.reshape(-1, states.shape[-1]))
+    # llama.cpp's graph leaves the last transposition of the pixel shuffle out, so that the patches come column by column.
+    side = math.isqrt(len(ours))
+    ours = ours.reshape(side, side, -1).transpose(0, 1).reshape(len(ours), -1)
+    # Of each row, llama.cpp prints the first and the last three numbers, to four digits.
+    printed = Path(log).read_text().split(" projected = ")[1]
+    rows = re.findall(r"\[ *(-?\d[^\[\]]*)\]", printed)
+    theirs = torch.tensor([[float(n) for n in row.replace("...,", "").split(",")] for row in rows])
+    ours = torch.cat([ours[:, :3], ours[:, -3:]], 1)
+    if ours.shape != theirs.shape:
+        sys.exit(f"FAILED: {tuple(ours.shape)} numbers, and llama.cpp has {tuple(theirs.shape)}")
+    apart = ((ours - theirs).norm() / ours.norm()).item()
+    print(f"{theirs.numel()} numbers of the projector's output, {100 * apart:.2f} % apart")
+    # Four digits are printed of numbers around 0.005, and llama.cpp attends in float16.
+    if apart > 0.02:
+        sys.exit("FAILED: more than 2 %")
+
+
 def tokens(checkpoint, text, printed):
     from tokenizers import Tokenizer
 
@@ -156,4 +199,4 @@ def tokens(checkpoint, text, printed):
 
 if __name__ == "__main__":
     command, *arguments = sys.argv[1:]
-    {f.__name__: f for f in (convert, mmproj, imatrix, compare, digests, keys, perplexity, tokens)}[command](*arguments)
+    {f.__name__: f for f in (convert, mmproj, imatrix, compare, digests, keys, perplexity, vision, tokens)}[command](*arguments)

@@ -5,7 +5,7 @@
 #   LLAMA_CPP=FOLDER interop/gguf.sh [FOLDER]         keeps the outputs in FOLDER (default: a temporary one)
 #
 # LLAMA_CPP is a source tree of llama.cpp (tried with the one in the sdist of llama-cpp-python 0.3.36) in whose build/bin are
-# llama-quantize, llama-perplexity and llama-tokenize. PYTHON has interop/requirements.txt; it finds `gguf` in that tree.
+# llama-quantize, llama-perplexity, llama-tokenize and llama-mtmd-debug. PYTHON has interop/requirements.txt; it finds `gguf` in that tree.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 : "${LLAMA_CPP:?name the folder of llama.cpp}"
@@ -95,6 +95,10 @@ for preset in q8_0 q4_k_m; do
     quiet "$L4TOOL" -q quantize "$work/tiny-scout" -o "$work/tiny-scout.$preset.gguf" --scheme $preset --force
     runs "tiny-scout $preset" "$work/tiny-scout.$preset.gguf" "$work/tiny-scout.$preset.gguf"
 done
+quiet "$L4TOOL" -q convert "$work/tiny-scout" -o "$work/mmproj.gguf" --to gguf --mmproj --dtype f32 --force
+"$bin/llama-mtmd-debug" -m "$work/tiny-scout.ours.gguf" --mmproj "$work/mmproj.gguf" -n 56 --image rainbow -p encode >"$work/image.log" 2>&1 ||
+    { tail -n 20 "$work/image.log"; exit 1; }
+echo "vision: $(helper vision testdata/tiny-scout "$work/image.log" 2>/dev/null)"
 rm -rf "$work/split"
 quiet "$L4TOOL" -q convert "$work/tiny-scout" -o "$work/split" --to gguf --split-max-size 4M
 runs "tiny-scout in $(ls "$work"/split/*.gguf | wc -l) files" "$(ls "$work"/split/*.gguf | head -n 1)" "$work/tiny-scout"
