@@ -52,9 +52,9 @@ pub fn decode(dtype: Dtype, blocks: &[u8], values: &mut [f32]) {
             impl Kernel for Blocks<'_> {
                 type Out = ();
                 #[inline(always)]
-                fn run<S: Simd>(self, _: S) {
+                fn run<S: Simd>(self, s: S) {
                     for (block, values) in self.0.iter().zip(self.1) {
-                        $one(block, values);
+                        $one(s, block, values);
                     }
                 }
             }
