@@ -72,7 +72,7 @@ fn moments<S: Simd>(s: S, group: Group<'_>) -> Moments<S> {
     sums
 }
 
-/// Searches in `G` groups of `N` values at once: one's sums wait while another's are formed.
+/// Searches in `G` groups of `N` values, by turns: while one's quotients are waited for, another's sums are formed.
 ///
 /// A group whose values are equal needs no case of its own: its inverse scale is infinite, all its codes are zero, no try
 /// has a determinant, and the scale comes out as zero.
@@ -82,52 +82,41 @@ pub(super) fn search<S: Simd, const N: usize, const G: usize>(
     groups: [Group<'_>; G],
     tries: Tries,
 ) -> [Found<S>; G] {
-    let levels = s.splat(tries.levels as f32);
     let zero = s.splat(0.0);
-    let mut codes = [[Lanes::ZERO; G]; N];
+    let mut codes = [[Lanes::ZERO; N]; G];
     let mut sums = [moments(s, groups[0]); G];
     for g in 1..G {
         sums[g] = moments(s, groups[g]);
     }
     let mut min = [zero; G];
-    let mut inverse = [zero; G];
-    let mut scale = [zero; G];
+    let mut best = [zero; G];
     let mut found = [Found { scale: zero, subtracted: zero, inverse: zero, base: zero }; G];
     for g in 0..G {
         min[g] = sums[g].min;
-        inverse[g] = s.div(levels, s.sub(sums[g].max, min[g]));
-        scale[g] = s.div(s.splat(1.0), inverse[g]);
-        found[g] = Found { scale: scale[g], subtracted: zero, inverse: inverse[g], base: min[g] };
+        let (inverse, _) =
+            fits::<S, N>(s, groups[g], sums[g], s.splat(tries.levels as f32), min[g], tries.levels, &mut codes[g]);
+        let scale = s.div(s.splat(1.0), inverse);
+        found[g] = Found { scale, subtracted: zero, inverse, base: min[g] };
+        best[g] = error(s, groups[g], scale, min[g], &codes[g], tries.absolute);
     }
-    fits::<S, N, G>(s, groups, tries.levels, inverse, min, &mut codes);
-    let mut best = errors::<S, N, G>(s, groups, scale, min, &codes, tries.absolute);
     for k in 0..=tries.last {
         let tried = s.splat(tries.first + tries.step * k as f32 + tries.levels as f32);
+        let mut lines = [Line { scale: zero, min: zero, determinant: zero }; G];
+        let mut inverse = [zero; G];
         for g in 0..G {
-            inverse[g] = s.div(tried, s.sub(sums[g].max, min[g]));
+            let fit;
+            (inverse[g], fit) = fits::<S, N>(s, groups[g], sums[g], tried, min[g], tries.levels, &mut codes[g]);
+            lines[g] = line(s, sums[g], fit);
         }
-        let fits = fits::<S, N, G>(s, groups, tries.levels, inverse, min, &mut codes);
-        let (mut this_min, mut determinant) = ([zero; G], [zero; G]);
         for g in 0..G {
-            let fit = &fits[g];
-            determinant[g] = s.sub(s.mul(sums[g].w, fit.qq), s.mul(fit.q, fit.q));
-            scale[g] = s.div(s.sub(s.mul(sums[g].w, fit.xq), s.mul(sums[g].wx, fit.q)), determinant[g]);
-            this_min[g] = s.div(s.sub(s.mul(fit.qq, sums[g].wx), s.mul(fit.q, fit.xq)), determinant[g]);
-            if s.any_lt(zero, this_min[g]) {
-                scale[g] = s.select_lt(zero, this_min[g], s.div(fit.xq, fit.qq), scale[g]);
-                this_min[g] = s.select_lt(zero, this_min[g], zero, this_min[g]);
-            }
-        }
-        let error = errors::<S, N, G>(s, groups, scale, this_min, &codes, tries.absolute);
-        for g in 0..G {
-            let error = s.select_lt(zero, determinant[g], error[g], s.splat(f32::INFINITY));
-            if s.any_lt(error, best[g]) {
-                found[g].scale = s.select_lt(error, best[g], scale[g], found[g].scale);
-                found[g].inverse = s.select_lt(error, best[g], inverse[g], found[g].inverse);
-                found[g].base = s.select_lt(error, best[g], min[g], found[g].base);
-                min[g] = s.select_lt(error, best[g], this_min[g], min[g]);
-                best[g] = s.select_lt(error, best[g], error, best[g]);
-            }
+            let line = lines[g];
+            let error = error(s, groups[g], line.scale, line.min, &codes[g], tries.absolute);
+            let error = s.select_lt(zero, line.determinant, error, s.splat(f32::INFINITY));
+            found[g].scale = s.select_lt(error, best[g], line.scale, found[g].scale);
+            found[g].inverse = s.select_lt(error, best[g], inverse[g], found[g].inverse);
+            found[g].base = s.select_lt(error, best[g], min[g], found[g].base);
+            min[g] = s.select_lt(error, best[g], line.min, min[g]);
+            best[g] = s.select_lt(error, best[g], error, best[g]);
         }
     }
     for g in 0..G {
@@ -143,58 +132,105 @@ struct Fits<S: Simd> {
     xq: S::F,
 }
 
-impl<S: Simd> Clone for Fits<S> {
-    fn clone(&self) -> Self {
-        *self
-    }
-}
-impl<S: Simd> Copy for Fits<S> {}
-
-/// Codes for inverse scales and minima, as floats, and their sums.
+/// Codes for the inverse scale that makes the range from `min` to the largest value as wide as `tried`; the inverse scale, and
+/// the sums of the codes.
 #[inline(always)]
-fn fits<S: Simd, const N: usize, const G: usize>(
+fn fits<S: Simd, const N: usize>(
     s: S,
-    groups: [Group<'_>; G],
+    group: Group<'_>,
+    sums: Moments<S>,
+    tried: S::F,
+    min: S::F,
     levels: i32,
-    inverse: [S::F; G],
-    min: [S::F; G],
-    codes: &mut [[Lanes; G]; N],
-) -> [Fits<S>; G] {
+    codes: &mut [Lanes; N],
+) -> (S::F, Fits<S>) {
+    let inverse = s.div(tried, s.sub(sums.max, min));
+    // All products lie between these two. Nearly always no code would be too large, and nothing too far below zero to be
+    // rounded in the simple way.
+    let ends = [s.mul(inverse, s.sub(sums.min, min)), s.mul(inverse, s.sub(sums.max, min))];
+    let (least, most) = (s.splat(-4e6), s.splat(levels as f32 + 0.49));
+    let mut beyond = false;
+    for end in ends {
+        beyond |= s.any_lt(end, least) | s.any_lt(most, end);
+    }
+    let fits = if beyond {
+        sums_of_codes::<S, N, false>(s, group, inverse, min, levels, codes)
+    } else {
+        sums_of_codes::<S, N, true>(s, group, inverse, min, levels, codes)
+    };
+    (inverse, fits)
+}
+
+/// Codes as floats, and their sums. `SMALL` says that no product exceeds the largest code when it is rounded, or is below
+/// what [`ROUNDER`] can round.
+#[inline(always)]
+fn sums_of_codes<S: Simd, const N: usize, const SMALL: bool>(
+    s: S,
+    group: Group<'_>,
+    inverse: S::F,
+    min: S::F,
+    levels: i32,
+    codes: &mut [Lanes; N],
+) -> Fits<S> {
     let zero = s.splat(0.0);
     let (low, high) = (s.splat(ROUNDER), s.splat(ROUNDER + levels as f32));
-    let mut fits = [Fits { q: zero, qq: zero, xq: zero }; G];
-    for (i, codes) in codes.iter_mut().enumerate() {
-        for g in 0..G {
-            let (x, w) = (s.load(&groups[g].x[i].0), s.load(&groups[g].weights[i].0));
-            let q = value(s, bounded(s, s.mul(inverse[g], s.sub(x, min[g])), low, high));
-            s.store(q, &mut codes[g].0);
-            let wq = s.mul(w, q);
-            fits[g].q = s.add(fits[g].q, wq);
-            fits[g].qq = s.add(fits[g].qq, s.mul(wq, q));
-            fits[g].xq = s.add(fits[g].xq, s.mul(wq, x));
-        }
+    let mut fits = Fits { q: zero, qq: zero, xq: zero };
+    for ((x, w), code) in group.x.iter().zip(group.weights).zip(codes) {
+        let (x, w) = (s.load(&x.0), s.load(&w.0));
+        let product = s.mul(inverse, s.sub(x, min));
+        let q = if SMALL { s.max(s.add(product, low), low) } else { bounded(s, product, low, high) };
+        let q = value(s, q);
+        s.store(q, &mut code.0);
+        let wq = s.mul(w, q);
+        fits.q = s.add(fits.q, wq);
+        fits.qq = s.add(fits.qq, s.mul(wq, q));
+        fits.xq = s.add(fits.xq, s.mul(wq, x));
     }
     fits
 }
 
-/// The weighted errors that scales, minima and codes leave.
-#[inline(always)]
-fn errors<S: Simd, const N: usize, const G: usize>(
-    s: S,
-    groups: [Group<'_>; G],
-    scale: [S::F; G],
-    min: [S::F; G],
-    codes: &[[Lanes; G]; N],
-    absolute: bool,
-) -> [S::F; G] {
-    let mut sums = [s.splat(0.0); G];
-    for (i, codes) in codes.iter().enumerate() {
-        for g in 0..G {
-            let (x, w) = (s.load(&groups[g].x[i].0), s.load(&groups[g].weights[i].0));
-            let difference = s.sub(s.add(s.mul(scale[g], s.load(&codes[g].0)), min[g]), x);
-            let error = if absolute { s.abs(difference) } else { s.mul(difference, difference) };
-            sums[g] = s.add(sums[g], s.mul(w, error));
-        }
+/// What fits codes best: `scale * code + min`; it means something where the determinant is positive.
+struct Line<S: Simd> {
+    scale: S::F,
+    min: S::F,
+    determinant: S::F,
+}
+
+impl<S: Simd> Clone for Line<S> {
+    fn clone(&self) -> Self {
+        *self
     }
-    sums
+}
+impl<S: Simd> Copy for Line<S> {}
+
+#[inline(always)]
+fn line<S: Simd>(s: S, sums: Moments<S>, fits: Fits<S>) -> Line<S> {
+    let zero = s.splat(0.0);
+    let determinant = s.sub(s.mul(sums.w, fits.qq), s.mul(fits.q, fits.q));
+    let mut scale = s.div(s.sub(s.mul(sums.w, fits.xq), s.mul(sums.wx, fits.q)), determinant);
+    let mut min = s.div(s.sub(s.mul(fits.qq, sums.wx), s.mul(fits.q, fits.xq)), determinant);
+    if s.any_lt(zero, min) {
+        scale = s.select_lt(zero, min, s.div(fits.xq, fits.qq), scale);
+        min = s.select_lt(zero, min, zero, min);
+    }
+    Line { scale, min, determinant }
+}
+
+/// The weighted error that scale, minimum and codes leave.
+#[inline(always)]
+fn error<S: Simd, const N: usize>(
+    s: S,
+    group: Group<'_>,
+    scale: S::F,
+    min: S::F,
+    codes: &[Lanes; N],
+    absolute: bool,
+) -> S::F {
+    let mut sum = s.splat(0.0);
+    for ((x, w), code) in group.x.iter().zip(group.weights).zip(codes) {
+        let difference = s.sub(s.add(s.mul(scale, s.load(&code.0)), min), s.load(&x.0));
+        let error = if absolute { s.abs(difference) } else { s.mul(difference, difference) };
+        sum = s.add(sum, s.mul(s.load(&w.0), error));
+    }
+    sum
 }
