@@ -43,7 +43,7 @@ pub(super) fn search<S: Simd, const N: usize>(s: S, x: &[Lanes; N], weights: &[L
     let live = s.isub(s.isplat(u32::MAX), mask_lt(s, most.1, s.splat(TINY)));
     let group = Group { x, weights, weighted: &weighted, levels: levels as f32 };
     let mut inverse = s.div(s.splat(-levels as f32), most.0);
-    let [(xq, qq)] = group.fits(s, [inverse]);
+    let [(xq, qq)] = group.fits(s, [inverse], false);
     // Zero where all weights are zero; NaN is not.
     let mut scale = s.select_lt(s.abs(qq), s.splat(f32::from_bits(1)), zero, s.div(xq, qq));
     let mut best = s.mul(scale, xq);
@@ -52,7 +52,7 @@ pub(super) fn search<S: Simd, const N: usize>(s: S, x: &[Lanes; N], weights: &[L
         for (k, tried) in tried.iter_mut().enumerate() {
             *tried = s.div(s.splat(-(levels as f32 + 0.1 * (first + k as i32) as f32)), most.0);
         }
-        let fits = group.fits(s, tried);
+        let fits = group.fits(s, tried, first + AT_ONCE as i32 > 5);
         for ((xq, qq), tried) in fits.into_iter().zip(tried) {
             // A sum that is not positive cannot be better: the right side is then infinite.
             let bar = s.select_lt(zero, qq, s.mul(best, qq), s.splat(f32::INFINITY));
@@ -77,14 +77,19 @@ struct Group<'a, const N: usize> {
 
 impl<const N: usize> Group<'_, N> {
     /// `sum(w x q)` and `sum(w q q)` for the codes of some inverse scales.
+    ///
+    /// The value of largest magnitude is multiplied to about `-levels` and no other further from zero, so that rounding is simple; what
+    /// a group of zeros gets is thrown away. Unless it is `wide`, that product is rounded to `-levels`, and no code is too low. One
+    /// is too high where a value nearly as large has the other sign.
     #[inline(always)]
-    fn fits<S: Simd, const T: usize>(&self, s: S, inverse: [S::F; T]) -> [(S::F, S::F); T] {
+    fn fits<S: Simd, const T: usize>(&self, s: S, inverse: [S::F; T], wide: bool) -> [(S::F, S::F); T] {
         let (low, high) = (s.splat(ROUNDER - self.levels), s.splat(ROUNDER + self.levels - 1.0));
         let mut sums = [(s.splat(0.0), s.splat(0.0)); T];
         for i in 0..N {
             let (x, w, wx) = (s.load(&self.x[i].0), s.load(&self.weights[i].0), s.load(&self.weighted[i].0));
             for t in 0..T {
-                let q = value(s, bounded(s, s.mul(inverse[t], x), low, high));
+                let shifted = s.min(s.add(s.mul(inverse[t], x), s.splat(ROUNDER)), high);
+                let q = value(s, if wide { s.max(shifted, low) } else { shifted });
                 sums[t].0 = s.add(sums[t].0, s.mul(wx, q));
                 sums[t].1 = s.add(sums[t].1, s.mul(s.mul(w, q), q));
             }
