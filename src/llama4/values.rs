@@ -17,6 +17,9 @@ const BLOCK_BYTES: usize = 32 << 20;
 /// Bytes of a fused tensor that are resident at a time.
 const STRIPE_BYTES: usize = 4 << 20;
 
+/// Rows that are transposed at a time.
+const TILE_ROWS: usize = 32;
+
 /// Reads one weight.
 #[derive(Debug)]
 pub struct Values<'a> {
@@ -37,7 +40,17 @@ pub fn block_rows(input: usize) -> usize {
 impl<'a> Values<'a> {
     /// A reader of `weight`, which must be one of `model`'s.
     pub fn new(model: &'a Llama4, weight: &'a Weight) -> Self {
-        Self { model, weight, block: 0..0, turned: Vec::new(), joined: Vec::new() }
+        Self::with_room(model, weight, Vec::new())
+    }
+
+    /// The same with room for turned rows, as [`Values::into_room`] gave it back: pages that are there already.
+    pub fn with_room(model: &'a Llama4, weight: &'a Weight, turned: Vec<u8>) -> Self {
+        Self { model, weight, block: 0..0, turned, joined: Vec::new() }
+    }
+
+    /// The room for turned rows, for the next reader.
+    pub fn into_room(self) -> Vec<u8> {
+        self.turned
     }
 
     /// Most bytes that a reader of this weight holds, resident pages included.
@@ -118,7 +131,9 @@ impl<'a> Values<'a> {
         let (_, input) = self.weight.matrix();
         let size = plane.float.bytes();
         self.turned.resize(block.len() * input * size, 0);
-        let step = (STRIPE_BYTES / (plane.stride * size)).max(1);
+        // Whole tiles of the transposition, if there is more than one.
+        let fitting = (STRIPE_BYTES / (plane.stride * size)).max(1);
+        let step = if fitting < TILE_ROWS { fitting } else { fitting / TILE_ROWS * TILE_ROWS };
         for first in (0..input).step_by(step) {
             let inputs = first..(first + step).min(input);
             let at = |input: usize, out: usize| plane.offset + ((input * plane.stride + out) * size) as u64;

@@ -30,6 +30,12 @@ const TASK_ROWS: usize = 64;
 /// Values that are encoded at a time: they stay in a core's cache.
 const STRIPE_VALUES: usize = 128 << 10;
 
+/// Rows are encoded in multiples of this, where so many fit: their blocks fill whole batches.
+const BATCH_ROWS: usize = 16;
+
+/// Values that are decoded and compared at a time: they stay in the first cache. It is whole blocks of every format.
+const PIECE_VALUES: usize = 4 << 10;
+
 /// Rows of one matrix, to be encoded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Encoded {
@@ -78,21 +84,28 @@ impl Encoded {
             _ => 2 * STRIPE_BYTES as u64 + 4 * input,
         };
         // Values, and what becomes of them.
-        block + 2 * size_of::<f32>() as u64 * (STRIPE_VALUES as u64).max(input)
+        block + size_of::<f32>() as u64 * ((STRIPE_VALUES as u64).max(input) + PIECE_VALUES as u64)
     }
 
-    /// Encodes the rows into `blocks`.
+    /// Encodes the rows into `blocks`. `turned` is room for rows that lie as columns, and is given back.
     ///
     /// # Errors
     /// [`BadWeight`], for a value that is not finite or cannot be stored; or what is known of the inputs cannot be read.
-    pub(super) fn run(&self, model: &Llama4, evidence: &dyn Evidence, blocks: &mut [u8]) -> Result<Vec<Errors>> {
+    pub(super) fn run(
+        &self,
+        model: &Llama4,
+        evidence: &dyn Evidence,
+        turned: Vec<u8>,
+        blocks: &mut [u8],
+    ) -> Result<(Vec<Errors>, Vec<u8>)> {
         let weight = &model.weights[self.weight];
         let input = weight.matrix().1;
         let importance = evidence.of(self.weight)?.importance;
-        let mut source = Values::new(model, weight);
+        let mut source = Values::with_room(model, weight, turned);
         source.enter(self.outs.clone());
-        let step = (STRIPE_VALUES / input.max(1)).clamp(1, self.outs.len());
-        let (mut values, mut decoded) = (vec![0.0_f32; step * input], vec![0.0_f32; step * input]);
+        let fitting = (STRIPE_VALUES / input.max(1)).clamp(1, self.outs.len());
+        let step = if fitting < BATCH_ROWS { fitting } else { fitting / BATCH_ROWS * BATCH_ROWS };
+        let mut values = vec![0.0_f32; step * input];
         let row_bytes = blocks.len() / self.outs.len();
         let mut errors = Errors::default();
         for (first, blocks) in self.outs.clone().step_by(step).zip(blocks.chunks_mut(step * row_bytes)) {
@@ -100,29 +113,43 @@ impl Encoded {
             let values = &mut values[..outs.len() * input];
             source.read(&outs, values);
             source.release(&outs);
-            if let Some(at) = kernels::first_nonfinite(bytemuck::cast_slice(values), Float::F32) {
-                let (out, column) = (first + at / input, at % input);
-                let what = format!("the value {} at output {out}, input {column} is not finite", values[at]);
-                return Err(BadWeight::new(&weight.name, what).into());
-            }
             ggml::encode(self.dtype, values, input, importance.as_deref(), blocks);
+            self.compare(values, blocks, &mut errors).ok_or_else(|| self.refused(weight, &outs, values))?;
+        }
+        errors.sum_sq_error_rtn = errors.sum_sq_error;
+        Ok((vec![errors], source.into_room()))
+    }
+
+    /// Adds up how far `blocks` are from `values`; `None` if that is no number.
+    fn compare(&self, values: &[f32], blocks: &[u8], errors: &mut Errors) -> Option<()> {
+        let mut decoded = [0.0; PIECE_VALUES];
+        let piece_bytes = PIECE_VALUES / self.dtype.block_len() as usize * (self.dtype.block_bits() / 8) as usize;
+        for (values, blocks) in values.chunks(PIECE_VALUES).zip(blocks.chunks(piece_bytes)) {
             let decoded = &mut decoded[..values.len()];
             ggml::decode(self.dtype, blocks, decoded);
             let found = kernels::error(values, decoded);
             if !found.sum_sq_error.is_finite() {
-                let largest = values.iter().fold(0.0_f32, |largest, value| largest.max(value.abs()));
-                let what = format!(
-                    "values up to {largest:e} in outputs {} to {} are too large for {}",
-                    outs.start, outs.end, self.dtype
-                );
-                let remedy = Some("choose a format with a larger range, such as bf16");
-                return Err(BadWeight { remedy, ..BadWeight::new(&weight.name, what) }.into());
+                return None;
             }
             errors.sum_sq_weight += found.sum_sq;
             errors.sum_sq_error += found.sum_sq_error;
             errors.max_abs_error = errors.max_abs_error.max(found.max_abs);
         }
-        errors.sum_sq_error_rtn = errors.sum_sq_error;
-        Ok(vec![errors])
+        Some(())
+    }
+
+    /// Why rows that have no error cannot be encoded.
+    fn refused(&self, weight: &Weight, outs: &Range<usize>, values: &[f32]) -> BadWeight {
+        if let Some(at) = kernels::first_nonfinite(bytemuck::cast_slice(values), Float::F32) {
+            let input = weight.matrix().1;
+            let (out, column) = (outs.start + at / input, at % input);
+            let what = format!("the value {} at output {out}, input {column} is not finite", values[at]);
+            return BadWeight::new(&weight.name, what);
+        }
+        let largest = values.iter().fold(0.0_f32, |largest, value| largest.max(value.abs()));
+        let (start, end, dtype) = (outs.start, outs.end, self.dtype);
+        let what = format!("values up to {largest:e} in outputs {start} to {end} are too large for {dtype}");
+        let remedy = Some("choose a format with a larger range, such as bf16");
+        BadWeight { remedy, ..BadWeight::new(&weight.name, what) }
     }
 }

@@ -105,6 +105,8 @@ pub struct Buffers {
     results: Vec<u64>,
     /// Rows that were dequantized to be quantized again.
     pub(super) decoded: Vec<u64>,
+    /// Rows that were turned to be encoded, from one such task to the next.
+    turned: Vec<u8>,
 }
 
 impl Buffers {
@@ -257,6 +259,8 @@ impl Work {
         buffers: &mut Buffers,
         evidence: &dyn Evidence,
     ) -> Result<Vec<Errors>> {
+        // Other work was not counted with these rows beside it.
+        let turned = std::mem::take(&mut buffers.turned);
         match self {
             Self::Copy { tensor, range, float } => {
                 check_finite(model, *tensor, range.clone(), *float)?;
@@ -282,7 +286,9 @@ impl Work {
             }
             Self::Encode(part) => {
                 let (mut slots, _) = buffers.prepare(writes);
-                part.run(model, evidence, slots[0].get_mut())
+                let (errors, turned) = part.run(model, evidence, turned, slots[0].get_mut())?;
+                buffers.turned = turned;
+                Ok(errors)
             }
         }
     }
