@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result};
 use clap::Args;
 use l4::error::hint;
-use l4::hub::{Address, Client, DEFAULT_ENDPOINT, Listing, Proxies, RemoteFolder, Settings, Token};
+use l4::hub::{Client, DEFAULT_ENDPOINT, Listing, Location, Proxies, RemoteFolder, Settings, Token};
 use l4::llama4::Llama4;
 
 use crate::context::Context;
@@ -45,7 +45,7 @@ impl HubArguments {
 
     /// The model at an address of the hub, from its headers; `None` if `path` is no such address.
     pub(crate) fn model(&self, path: &Path, context: &Context) -> Result<Option<Llama4>> {
-        let Some(address) = Address::of_path(path)? else { return Ok(None) };
+        let Some(Location { address, file }) = Location::of_path(path)? else { return Ok(None) };
         if is_offline() {
             return Err(hint(
                 format!("`{}` would need the network, and HF_HUB_OFFLINE is set", path.display()),
@@ -55,8 +55,13 @@ impl HubArguments {
         let control = context.control();
         let client = Client::new(Settings { connections: 16, ..self.settings()? })?;
         let listing = client.interruptible(&control, || Listing::fetch(&client, &address, &control))?;
-        let folder = RemoteFolder::new(&client, &listing, control);
-        let model = Llama4::open_remote(path, &folder)?;
+        // A file stands for the folder that it is in, as one on the disk does.
+        let (path, folder, file) = match file.as_deref().map(|file| file.rsplit_once('/').unwrap_or(("", file))) {
+            None => (path, "", None),
+            Some((folder, file)) => (path.parent().unwrap_or(path), folder, Some(file)),
+        };
+        let folder = RemoteFolder::new(&client, &listing, folder, control);
+        let model = Llama4::open_remote(path, file, &folder)?;
         context.note(&format!("fetched {} of headers, at commit {}", binary(folder.fetched()), listing.commit));
         Ok(Some(model))
     }

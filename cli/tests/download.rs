@@ -320,6 +320,88 @@ fn headers_alone_tell_the_same_as_the_files() {
     assert_eq!(error.replace("hf://meta/scout", ""), files.replace(served.repo("meta/scout").to_str().unwrap(), ""));
 }
 
+#[test]
+fn headers_of_gguf_files_tell_the_same_as_the_files() {
+    let served = Served::with(HubOptions::default());
+    // A text model with its vision part, and one in three parts whose rope is scaled by a tensor, not by a key.
+    let folders: [(&str, &[&str]); 2] = [
+        ("a/both", &["cut-q4_k_m.gguf", "cut-mmproj.gguf"]),
+        (
+            "a/many/BF16",
+            &["small-00001-of-00003.gguf", "small-00002-of-00003.gguf", "small-00003-of-00003.gguf", "types.gguf"],
+        ),
+    ];
+    for (folder, names) in folders {
+        fs::create_dir_all(served.repo(folder)).unwrap();
+        for name in names {
+            // A vision part is known by its name before it is opened.
+            let to = name.replace("cut-mmproj", "mmproj-cut");
+            fs::copy(testdata("gguf").join(name), served.repo(folder).join(to)).unwrap();
+        }
+    }
+    let out = served.scratch.path("out.gguf");
+    let plan = format!("quantize --json --scheme q8_0 --requantize --dry-run -o {}", out.display());
+    for (address, local) in [
+        ("hf://a/both", served.repo("a/both")),
+        ("hf://a/many/BF16/small-00002-of-00003.gguf", served.repo("a/many/BF16/small-00002-of-00003.gguf")),
+        ("hf://a/many@main/BF16/types.gguf", served.repo("a/many/BF16/types.gguf")),
+    ] {
+        // One of them has no tokenizer, of which a plan warns in other words.
+        let commands =
+            if address.ends_with("types.gguf") { &["inspect --json"][..] } else { &["inspect --json", &plan] };
+        for command in commands {
+            let mut remote = run(served.l4tool(command).arg(address)).ok().json();
+            let mut local = run(served.l4tool(command).arg(&local)).ok().json();
+            for key in ["checkpoint", "source", "disk_free_bytes"] {
+                (remote[key], local[key]) = (0.into(), 0.into());
+            }
+            assert_eq!(remote, local, "{command} {address}");
+        }
+    }
+    let report = run(&mut served.l4tool("inspect --json hf://a/many/BF16/small-00001-of-00003.gguf")).ok().json();
+    assert_eq!(report["config"]["rope"]["factor"], 8.0, "{}", report["config"]["rope"]);
+    run(&mut served.l4tool("inspect hf://a/many")).refused(&["hf://a/many", "no `.safetensors` file"]);
+    run(&mut served.l4tool("inspect hf://a/many/BF16/small.gguf")).refused(&["BF16/small.gguf"]);
+    fs::copy(testdata("gguf/types.gguf"), served.repo("a/both").join("types.gguf")).unwrap();
+    run(&mut served.l4tool("inspect hf://a/both")).refused(&[
+        "2 text models in GGUF",
+        "`cut-q4_k_m.gguf` and `types.gguf`",
+        "hf://a/both/cut-q4_k_m.gguf",
+    ]);
+    run(&mut served.l4tool("verify hf://a/both/types.gguf"))
+        .refused(&["this needs the weights", "l4tool download a/both --include 'types.gguf'"]);
+    // What is wrong is said in the same words.
+    let cut = served.repo("a/many/BF16/types.gguf");
+    let bytes = fs::read(&cut).unwrap();
+    fs::write(&cut, &bytes[..bytes.len() - 100]).unwrap();
+    run(&mut served.l4tool("inspect hf://a/many/BF16/types.gguf")).refused(&["types.gguf`, tensor `", "truncated"]);
+}
+
+#[test]
+fn long_heads_of_gguf_files_are_fetched_in_steps() {
+    let served = Served::with(HubOptions::default());
+    let folder = served.repo("a/b");
+    fs::create_dir_all(&folder).unwrap();
+    let source = testdata("tiny-scout");
+    let path = folder.join("b.gguf");
+    run(served.l4tool("convert --to gguf --quiet -o").arg(&path).arg(&source)).ok();
+    // A key as long as a real tokenizer, which moves the data by whole blocks of the alignment.
+    let mut bytes = fs::read(&path).unwrap();
+    let count = bytes[16..24].first_chunk_mut::<8>().unwrap();
+    *count = (u64::from_le_bytes(*count) + 1).to_le_bytes();
+    let text = vec![b'x'; 32 * 100_000 - 23];
+    let (key, length) = ([3, 0, 0, 0, 0, 0, 0, 0, b'p', b'a', b'd', 8, 0, 0, 0], (text.len() as u64).to_le_bytes());
+    bytes.splice(24..24, [&key[..], &length, &text].concat());
+    fs::write(&path, &bytes).unwrap();
+    let before = served.hub.served();
+    let mut remote = run(&mut served.l4tool("inspect --json hf://a/b")).ok().json();
+    let fetched = served.hub.served() - before;
+    assert!((3_200_000..12_000_000).contains(&fetched) && bytes.len() > 20_000_000, "{fetched} of {}", bytes.len());
+    let mut local = run(served.l4tool("inspect --json").arg(folder.join("b.gguf"))).ok().json();
+    (remote["checkpoint"], local["checkpoint"]) = (0.into(), 0.into());
+    assert_eq!(remote, local);
+}
+
 fn edit_shard(served: &Served) {
     let path = served.repo("meta/scout").join("model-00002-of-00006.safetensors");
     let bytes = fs::read(&path).unwrap();

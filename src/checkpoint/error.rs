@@ -6,6 +6,7 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use super::remote;
 use crate::dtype::Dtype;
 
 /// Why a checkpoint cannot be opened, or can no longer be trusted.
@@ -147,7 +148,17 @@ impl FormatError {
             Kind::Elsewhere => {
                 let address = self.file.to_string_lossy();
                 let name = address.trim_start_matches("hf:").trim_start_matches('/');
-                return Some(format!("fetch it first: `l4tool download {name} -o FOLDER`"));
+                return Some(match name.match_indices('/').nth(1).filter(|_| name.ends_with(".gguf")) {
+                    Some((end, _)) => {
+                        let (repository, file) = (&name[..end], &name[end + 1..]);
+                        format!("fetch it first: `l4tool download {repository} --include '{file}' -o FOLDER`")
+                    }
+                    None => format!("fetch it first: `l4tool download {name} -o FOLDER`"),
+                });
+            }
+            Kind::SeveralModels { first, .. } if remote::is_address(&self.file) => {
+                let address = self.file.join(first);
+                return Some(format!("name a file of one of them, such as `{}`", shown(&address.to_string_lossy())));
             }
             Kind::LeavesFolder { .. } => "copy the file into the folder in place of the link",
             Kind::SeveralModels { .. } => "name the file of one text model, or move the others out of the folder",

@@ -25,11 +25,18 @@ pub enum Edges {
     Drop,
 }
 
-/// A mapped file, or one that lies elsewhere and has only been described.
+/// A mapped file, or pieces of one that lies elsewhere.
 #[derive(Debug)]
 pub(crate) struct Map {
-    map: Option<memmap2::Mmap>,
+    content: Content,
     page: u64,
+}
+
+#[derive(Debug)]
+enum Content {
+    Mapped(memmap2::Mmap),
+    /// Bytes with the position of the first of them.
+    Fetched(Vec<(u64, Vec<u8>)>),
 }
 
 impl Map {
@@ -38,27 +45,36 @@ impl Map {
         // SAFETY: the map is read-only. That nobody changes the file meanwhile cannot be proved, only documented and watched
         // (see the module header); the bytes are plain data for which every bit pattern is valid.
         let map = unsafe { memmap2::MmapOptions::new().len(bytes as usize).map(file)? };
-        Ok(Self { map: Some(map), page: rustix::param::page_size() as u64 })
+        Ok(Self { content: Content::Mapped(map), page: rustix::param::page_size() as u64 })
     }
 
-    /// Stands for a file that is not on this machine.
-    pub(crate) fn absent() -> Self {
-        Self { map: None, page: rustix::param::page_size() as u64 }
+    /// Stands for a file that is not on this machine, of which these pieces are, each with the position of its first byte.
+    pub(crate) fn fetched(pieces: Vec<(u64, Vec<u8>)>) -> Self {
+        Self { content: Content::Fetched(pieces), page: rustix::param::page_size() as u64 }
     }
 
-    /// The whole file.
+    /// Bytes of the file.
     ///
     /// # Panics
-    /// If it is absent.
-    pub(crate) fn bytes(&self) -> &[u8] {
-        self.map.as_deref().expect("who reads weights asks `Checkpoint::require_here` first")
+    /// If they are not inside the file, or were not fetched.
+    pub(crate) fn range(&self, range: Range<u64>) -> &[u8] {
+        let within = |bytes: &[u8], start: u64| range.start >= start && range.end - start <= bytes.len() as u64;
+        let (start, bytes) = match &self.content {
+            Content::Mapped(map) => (0, &map[..]),
+            Content::Fetched(pieces) => {
+                let found = pieces.iter().find(|(start, bytes)| within(bytes, *start));
+                let (start, bytes) = found.expect("who reads weights asks `Checkpoint::require_here` first");
+                (*start, &bytes[..])
+            }
+        };
+        &bytes[(range.start - start) as usize..(range.end - start) as usize]
     }
 
     /// Gives the pages of a byte range back to the operating system (they stay in its page cache).
     ///
     /// This is advice: where the system declines it, memory stays resident and nothing else changes.
     pub(crate) fn release(&self, range: Range<u64>, edges: Edges) {
-        let Some(map) = &self.map else { return };
+        let Content::Mapped(map) = &self.content else { return };
         let range = rounded(range, self.page, map.len() as u64, edges);
         if range.is_empty() {
             return;
@@ -74,7 +90,7 @@ impl Map {
 
     /// Asks the operating system to read a byte range ahead. Returns at once; advice, like [`Map::release`].
     pub(crate) fn will_need(&self, range: Range<u64>) {
-        let Some(map) = &self.map else { return };
+        let Content::Mapped(map) = &self.content else { return };
         let range = rounded(range, self.page, map.len() as u64, Edges::Drop);
         if !range.is_empty() {
             #[cfg(unix)]

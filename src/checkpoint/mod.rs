@@ -147,7 +147,7 @@ impl Checkpoint {
             } else if let names = folder.names(gguf::is_name)?
                 && !names.is_empty()
             {
-                let (parts, others) = gguf::open_folder(path, &folder, names)?;
+                let (parts, others) = gguf::open_folder(path, &names, &gguf::from_folder(&folder))?;
                 let mut checkpoint = Self::assemble(path, None, parts)?;
                 checkpoint.unlisted = others;
                 Ok(checkpoint)
@@ -158,7 +158,8 @@ impl Checkpoint {
             // The user named this file, so a symbolic link may lead anywhere.
             if gguf::is_gguf(path)? {
                 let parent = parent_of(path);
-                return Self::assemble(parent, None, gguf::open_file(path, &Folder::open(parent)?)?);
+                let folder = Folder::open(parent)?;
+                return Self::assemble(parent, None, gguf::open_file(path, &gguf::from_folder(&folder))?);
             }
             let part = if ranks::is_torch(path)? { torch::open(path, path)? } else { safetensors::open(path, path)? };
             let parent = parent_of(path);
@@ -276,7 +277,7 @@ impl Checkpoint {
     /// The keys of one of the files; `None` if it is no GGUF file.
     pub fn keys(&self, file: usize) -> Option<gguf::Keys<'_>> {
         let head = self.heads[file].as_ref()?;
-        Some(gguf::Keys { head, bytes: self.maps[file].bytes() })
+        Some(gguf::Keys { head, bytes: self.maps[file].range(0..head.bytes) })
     }
 
     /// The names of all regular files in the folder, also behind links, sorted. Names that are not UTF-8 are left out.
@@ -325,7 +326,7 @@ impl Checkpoint {
     /// If the range is not inside the tensor.
     pub fn range(&self, id: usize, range: Range<u64>) -> &[u8] {
         let (map, range) = self.locate(id, range);
-        &map.bytes()[range.start as usize..range.end as usize]
+        map.range(range)
     }
 
     /// Bytes of a file, whatever they belong to.
@@ -333,7 +334,7 @@ impl Checkpoint {
     /// # Panics
     /// If the range is not inside the file.
     pub fn file_range(&self, file: usize, range: Range<u64>) -> &[u8] {
-        &self.maps[file].bytes()[range.start as usize..range.end as usize]
+        self.maps[file].range(range)
     }
 
     /// Gives the memory of a range of a tensor back to the operating system; what is still needed of it comes back when touched.

@@ -1,9 +1,12 @@
 //! A checkpoint whose files lie elsewhere: opened from its headers, which somebody fetches. It must not know how they are fetched.
 //!
 //! The same checks as for files on the disk; what cannot be done is to read a weight. Headers are asked for in one go, with as many bytes as the
-//! index lets expect, and the few that turn out longer in a second one: what counts is round trips.
+//! index lets expect, and the few that turn out longer in a second one: what counts is round trips. Nobody tells how long the header of a GGUF
+//! file is, so that it is asked for in steps that grow.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::io;
 use std::ops::Range;
 use std::path::Path;
 
@@ -13,13 +16,24 @@ use super::error::{FormatError, Kind};
 use super::folder::is_weights;
 use super::index::{self, INDEX_NAME, Index};
 use super::mmap::Map;
-use super::{CONFIG_BYTES_MAX, CONFIG_NAMES, Checkpoint, Part, SideFile, safetensors, take_single};
+use super::{CONFIG_BYTES_MAX, CONFIG_NAMES, Checkpoint, Part, SideFile, gguf, safetensors, take_single};
 
 /// Bytes that one tensor takes in a header besides its name: dtype, shape, offsets of up to 13 digits, and JSON's signs.
 const ENTRY_BYTES: u64 = 112;
 
 /// Fewest bytes of a file that are asked for.
 const FIRST_BYTES: u64 = 8 << 10;
+
+/// Bytes of a GGUF file that are asked for first; while they are not enough, three times as many as there are, up to a bound: Llama 4's
+/// tokenizer makes 12 MB of keys.
+const GGUF_FIRST_BYTES: u64 = 64 << 10;
+const GGUF_MORE_BYTES_MAX: u64 = 8 << 20;
+
+/// The longest head of a GGUF file that is fetched.
+const GGUF_BYTES_MAX: u64 = 256 << 20;
+
+/// The largest tensor that is fetched with the headers.
+const VALUE_BYTES_MAX: u64 = 1 << 20;
 
 /// A folder that lies elsewhere.
 pub trait Remote {
@@ -39,13 +53,24 @@ pub(super) fn is_address(path: &Path) -> bool {
 }
 
 impl Checkpoint {
-    /// Opens a folder that lies elsewhere and that messages call `path`: with an index, or with one safetensors file. Fetches index, config
-    /// and headers.
+    /// Opens a folder that lies elsewhere and that messages call `path`: with an index, with one safetensors file, or with one model in
+    /// GGUF; or only the model that the GGUF file called `file` belongs to. Fetches index, config and headers; of GGUF files also the
+    /// tensor called `value`, which is a small one.
     ///
     /// # Errors
     /// As [`Checkpoint::open`], or the folder cannot be read.
-    pub fn open_remote(path: &Path, remote: &dyn Remote) -> Result<Self> {
-        let files: BTreeMap<String, u64> = remote.files().into_iter().collect();
+    pub fn open_remote(path: &Path, file: Option<&str>, remote: &dyn Remote, value: &str) -> Result<Self> {
+        let mut files: BTreeMap<String, u64> = remote.files().into_iter().collect();
+        if let Some(file) = file {
+            if !files.contains_key(file) {
+                return Err(not_found(&path.join(file)).into());
+            }
+            files.retain(|name, _| gguf::model_name(name) == gguf::model_name(file));
+            return open_gguf(path, remote, files, value);
+        }
+        if !files.keys().any(|name| is_weights(name)) && files.keys().any(|name| gguf::is_name(name)) {
+            return open_gguf(path, remote, files, value);
+        }
         let mut sides = small_files(path, remote, &files)?;
         let config =
             CONFIG_NAMES.iter().find_map(|name| sides.remove(*name).map(|(side, content)| (*name, side, content)));
@@ -93,6 +118,93 @@ impl Checkpoint {
     }
 }
 
+/// Opens the one model in GGUF among `files`. A repository may have its vision part in several formats, which are left out then.
+fn open_gguf(path: &Path, remote: &dyn Remote, files: BTreeMap<String, u64>, value: &str) -> Result<Checkpoint> {
+    let (mut visions, texts): (Vec<&String>, Vec<&String>) =
+        files.keys().filter(|name| gguf::is_name(name)).partition(|name| gguf::is_vision_name(name));
+    // Names are sorted, so that the parts of a model follow each other.
+    let mut models = texts.clone();
+    models.dedup_by_key(|name| gguf::model_name(name));
+    if let [first, second, ..] = models[..] {
+        let (count, first, second) = (models.len(), first.clone(), second.clone());
+        return Err(FormatError::new(path, Kind::SeveralModels { what: "text models", count, first, second }).into());
+    }
+    let left_out = if visions.len() > 1 { std::mem::take(&mut visions) } else { Vec::new() };
+    let left_out: Vec<String> = left_out.into_iter().cloned().collect();
+    let mut names: Vec<String> = texts.into_iter().chain(visions).cloned().collect();
+    names.sort_unstable();
+    let opened = RefCell::new(gguf_heads(path, remote, &files, &names, value)?);
+    let open = |name: &str| opened.borrow_mut().remove(name).ok_or_else(|| not_found(&path.join(name)));
+    let (parts, others) = gguf::open_folder(path, &names, &open)?;
+    let mut checkpoint = Checkpoint::assemble(path, None, parts)?;
+    checkpoint.unlisted = left_out.into_iter().chain(others).collect();
+    checkpoint.elsewhere = Some(files.into_keys().collect());
+    Ok(checkpoint)
+}
+
+fn not_found(path: &Path) -> FormatError {
+    FormatError::io(path, "open")(io::Error::from(io::ErrorKind::NotFound))
+}
+
+/// The described files called `names`, with the bytes of the tensor called `value`.
+fn gguf_heads(
+    path: &Path,
+    remote: &dyn Remote,
+    files: &BTreeMap<String, u64>,
+    names: &[String],
+    value: &str,
+) -> Result<BTreeMap<String, gguf::Gguf>> {
+    let mut opened = BTreeMap::new();
+    let mut pending: Vec<(&String, Vec<u8>, u64)> =
+        names.iter().map(|name| (name, Vec::new(), GGUF_FIRST_BYTES)).collect();
+    while !pending.is_empty() {
+        let range = |(name, here, least): &(&String, Vec<u8>, u64)| {
+            let here = here.len() as u64;
+            let end = (*least).max(here + (3 * here).min(GGUF_MORE_BYTES_MAX));
+            ((*name).clone(), here..end.min(GGUF_BYTES_MAX).min(files[*name]))
+        };
+        let fetched = remote.read(&pending.iter().map(range).collect::<Vec<_>>())?;
+        let mut longer = Vec::new();
+        for ((name, mut here, _), more) in pending.into_iter().zip(fetched) {
+            here.extend_from_slice(&more);
+            let path = path.join(name);
+            match gguf::Gguf::describe(&path, here, files[name])? {
+                Ok(file) => {
+                    opened.insert(name.clone(), file);
+                }
+                Err((_, bytes)) if bytes > GGUF_BYTES_MAX => {
+                    return Err(FormatError::new(&path, Kind::TooLarge { bytes, cap: GGUF_BYTES_MAX }).into());
+                }
+                Err((here, least)) => longer.push((name, here, least)),
+            }
+        }
+        pending = longer;
+    }
+    with_value(remote, opened, value)
+}
+
+/// Fetches the tensor called `value`, where there is one and it is small.
+fn with_value(
+    remote: &dyn Remote,
+    opened: BTreeMap<String, gguf::Gguf>,
+    value: &str,
+) -> Result<BTreeMap<String, gguf::Gguf>> {
+    let mut with_value = BTreeMap::new();
+    for (name, file) in opened {
+        let tensor = file.tensor(value).filter(|tensor| tensor.bytes <= VALUE_BYTES_MAX).cloned();
+        let file = match tensor {
+            None => file,
+            Some(tensor) => {
+                let range = tensor.offset..tensor.offset + tensor.bytes;
+                let fetched = remote.read(&[(name.clone(), range)])?.into_iter().flatten().collect();
+                file.with_bytes(&tensor, fetched)
+            }
+        };
+        with_value.insert(name, file);
+    }
+    Ok(with_value)
+}
+
 /// Index and config, where the folder has them.
 fn small_files(
     path: &Path,
@@ -137,7 +249,8 @@ fn heads(path: &Path, remote: &dyn Remote, files: &[(String, u64, u64)]) -> Resu
         heads[position].extend_from_slice(&more);
     }
     let described = files.iter().zip(&heads).map(|((name, bytes, _), head)| {
-        safetensors::describe(&path.join(name), head, *bytes, 0, || Ok(Map::absent())).map_err(anyhow::Error::from)
+        safetensors::describe(&path.join(name), head, *bytes, 0, || Ok(Map::fetched(Vec::new())))
+            .map_err(anyhow::Error::from)
     });
     described.collect()
 }

@@ -16,6 +16,12 @@ pub const SCHEME: &str = "hf://";
 /// The branch that is meant if none is named.
 pub const DEFAULT_REVISION: &str = "main";
 
+/// The ending of files that are a model of their own, of which a repository may hold many.
+const FILE_ENDING: &str = ".gguf";
+
+/// A branch that is called like this has two more names behind it: `refs/pr/1`.
+const REFS: &str = "refs";
+
 /// A repository at a revision.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Address {
@@ -50,16 +56,39 @@ impl Address {
         }
         Ok(Self { repo: parts.join("/"), revision: revision.to_owned() })
     }
+}
 
-    /// Reads an address that begins with [`SCHEME`]; `None` for anything else, which is a path then.
+/// What can stand where a path could: a repository, or one of its files that are models of their own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Location {
+    /// The repository.
+    pub address: Address,
+    /// The file's path in it.
+    pub file: Option<String>,
+}
+
+impl Location {
+    /// Reads an address that begins with [`SCHEME`]; `None` for anything else, which is a path then. A file is named behind the revision,
+    /// if there is one: `hf://owner/name@revision/folder/file.gguf`.
     ///
     /// # Errors
-    /// As [`Address::parse`].
+    /// As [`Address::parse`], or the file's path leads out of the repository.
     pub fn of_path(path: &Path) -> Result<Option<Self>> {
-        match path.to_str().filter(|text| text.starts_with(SCHEME)) {
-            Some(text) => Self::parse(text).map(Some),
-            None => Ok(None),
+        let Some(text) = path.to_str().filter(|text| text.starts_with(SCHEME)) else { return Ok(None) };
+        if !text.ends_with(FILE_ENDING) {
+            return Address::parse(text).map(|address| Some(Self { address, file: None }));
         }
+        let parts: Vec<&str> = text[SCHEME.len()..].split('/').collect();
+        let is_refs = parts.get(1).is_some_and(|name| name.ends_with(&format!("@{REFS}")));
+        let repository = if is_refs { 4 } else { 2 };
+        if parts.len() <= repository || !is_plain_path(&parts[repository..].join("/")) {
+            return Err(hint(
+                format!("`{text}` is not a file of a repository"),
+                "write it as hf://OWNER/NAME/FILE.gguf or hf://OWNER/NAME@REVISION/FOLDER/FILE.gguf",
+            ));
+        }
+        let address = Address::parse(&parts[..repository].join("/"))?;
+        Ok(Some(Self { address, file: Some(parts[repository..].join("/")) }))
     }
 }
 
@@ -135,7 +164,32 @@ mod tests {
         for wrong in ["", "/", "a/b/c", "../b", "a/..", "a/b@", "a/b@../../x", "a/b@/x", "a b/c", "a/b@x\n", "a--b/c"] {
             assert!(Address::parse(wrong).is_err(), "{wrong}");
         }
-        assert_eq!(Address::of_path(Path::new("a/b")).unwrap(), None);
+    }
+
+    #[test]
+    fn files_are_told_from_repositories_and_revisions() {
+        let location = |text: &str| Location::of_path(Path::new(text)).unwrap();
+        assert_eq!(location("a/b"), None);
+        for (text, repo, revision, file) in [
+            ("hf://a/b", "a/b", "main", None),
+            ("hf://a/b@refs/pr/1", "a/b", "refs/pr/1", None),
+            ("hf://a/b/c.gguf", "a/b", "main", Some("c.gguf")),
+            ("hf://a/b@v1/Q4/c-00001-of-00002.gguf", "a/b", "v1", Some("Q4/c-00001-of-00002.gguf")),
+            ("hf://a/b@refs/pr/1/c.gguf", "a/b", "refs/pr/1", Some("c.gguf")),
+        ] {
+            let address = Address { repo: repo.into(), revision: revision.into() };
+            assert_eq!(location(text), Some(Location { address, file: file.map(str::to_owned) }), "{text}");
+        }
+        for wrong in [
+            "hf://b.gguf",
+            "hf://a/b.gguf",
+            "hf://a/b/../c.gguf",
+            "hf://a/b@refs/pr/c.gguf",
+            "hf://a/b@/c.gguf",
+            "hf://a/b//c.gguf",
+        ] {
+            assert!(Location::of_path(Path::new(wrong)).is_err(), "{wrong}");
+        }
     }
 
     #[test]

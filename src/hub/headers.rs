@@ -21,13 +21,16 @@ pub struct RemoteFolder<'a> {
     client: &'a Client,
     listing: &'a Listing,
     control: Control<'a>,
+    /// What the names of the folder's files begin with in the repository.
+    prefix: String,
     fetched: AtomicU64,
 }
 
 impl<'a> RemoteFolder<'a> {
-    /// The files of `listing`; fetches nothing yet.
-    pub fn new(client: &'a Client, listing: &'a Listing, control: Control<'a>) -> Self {
-        Self { client, listing, control, fetched: AtomicU64::new(0) }
+    /// The files of `listing` in `folder`, which is empty for those in no folder; fetches nothing yet.
+    pub fn new(client: &'a Client, listing: &'a Listing, folder: &str, control: Control<'a>) -> Self {
+        let prefix = if folder.is_empty() { String::new() } else { format!("{folder}/") };
+        Self { client, listing, control, prefix, fetched: AtomicU64::new(0) }
     }
 
     /// Bytes of content that were fetched so far.
@@ -36,7 +39,7 @@ impl<'a> RemoteFolder<'a> {
     }
 
     fn file(&self, name: &str) -> Result<&RemoteFile> {
-        let found = self.listing.files.iter().find(|file| file.path == name);
+        let found = self.listing.files.iter().find(|file| file.path.strip_prefix(&self.prefix) == Some(name));
         found.ok_or_else(|| anyhow::anyhow!("`{}` has no file `{name}`", self.listing.address.repo))
     }
 
@@ -74,8 +77,9 @@ impl<'a> RemoteFolder<'a> {
 
 impl Remote for RemoteFolder<'_> {
     fn files(&self) -> Vec<(String, u64)> {
-        let files = self.listing.files.iter().filter(|file| !file.path.contains('/'));
-        files.map(|file| (file.path.clone(), file.bytes)).collect()
+        let files =
+            self.listing.files.iter().filter_map(|file| Some((file.path.strip_prefix(&self.prefix)?, file.bytes)));
+        files.filter(|(name, _)| !name.contains('/')).map(|(name, bytes)| (name.to_owned(), bytes)).collect()
     }
 
     fn read(&self, wanted: &[(String, Range<u64>)]) -> Result<Vec<Vec<u8>>> {

@@ -27,7 +27,7 @@ mod throttle;
 mod transfer;
 mod url;
 
-pub use address::{Address, DEFAULT_REVISION, SCHEME, is_commit, is_plain_path};
+pub use address::{Address, DEFAULT_REVISION, Location, SCHEME, is_commit, is_plain_path};
 pub use client::Client;
 pub use digest::{Hashed, hash_file};
 pub use fetch::{Fetched, Job, Mismatch, fetch};

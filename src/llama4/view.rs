@@ -12,6 +12,7 @@ use serde::Serialize;
 use super::config::Config;
 use super::expected::{Expected, expected};
 use super::find::{Finder, Parts};
+use super::gguf::names::ROPE_FACTORS;
 use super::names::{Part, Prefixes, Role, logical_name};
 use super::pieces::Pieces;
 use super::ranks;
@@ -207,7 +208,11 @@ impl Llama4 {
     /// The container is malformed, or its config is not a Llama 4 one. Missing or odd weights are in
     /// [`Llama4::problems`] instead.
     pub fn open(path: &Path) -> Result<Self> {
-        let checkpoint = Checkpoint::open(path)?;
+        Self::of(path, Checkpoint::open(path)?)
+    }
+
+    /// Says what the tensors of an open checkpoint mean, whoever's it is.
+    fn of(path: &Path, checkpoint: Checkpoint) -> Result<Self> {
         let config = Config::of(&checkpoint).with_context(|| format!("opening `{}`", path.display()))?;
         Ok(match checkpoint.config() {
             _ if super::gguf::is_gguf(&checkpoint) => super::gguf::view::assign(checkpoint, config),
@@ -232,14 +237,13 @@ impl Llama4 {
         Self { checkpoint, config, weights, problems, owner, dialect, pieces, shards: Vec::new(), by_name }
     }
 
-    /// As [`Llama4::open`], for a checkpoint that lies elsewhere and that messages call `path`; its weights cannot be read.
+    /// As [`Llama4::open`], for a folder that lies elsewhere and that messages call `path`, or for the model in it that the GGUF file
+    /// called `file` belongs to; weights cannot be read.
     ///
     /// # Errors
     /// As [`Llama4::open`], or the headers cannot be fetched.
-    pub fn open_remote(path: &Path, remote: &dyn Remote) -> Result<Self> {
-        let checkpoint = Checkpoint::open_remote(path, remote)?;
-        let config = Config::of(&checkpoint).with_context(|| format!("opening `{}`", path.display()))?;
-        Ok(Self::assign(checkpoint, config))
+    pub fn open_remote(path: &Path, file: Option<&str>, remote: &dyn Remote) -> Result<Self> {
+        Self::of(path, Checkpoint::open_remote(path, file, remote, ROPE_FACTORS)?)
     }
 
     /// The weight of that role; `layer` and `expert` as the role has them.

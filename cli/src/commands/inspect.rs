@@ -27,7 +27,7 @@ Examples:
   l4tool inspect CHECKPOINT --json | jq .parameters"
 )]
 pub(crate) struct Arguments {
-    /// The checkpoint: a folder, a .safetensors or .gguf file, or hf://OWNER/NAME[@REVISION], of which only headers are fetched
+    /// The checkpoint: a folder, a .safetensors or .gguf file, or hf://OWNER/NAME[@REVISION][/FILE.gguf], of which only headers are fetched
     checkpoint: PathBuf,
     /// One line per tensor, made for pipes
     #[arg(long)]

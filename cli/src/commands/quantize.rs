@@ -40,7 +40,7 @@ use crate::size::Size;
   l4tool quantize CHECKPOINT -o scout-Q4_K_M.gguf --scheme q4_k_m --stats stats.safetensors
   l4tool quantize CHECKPOINT -o OUT --int4 --group-size 64 --exclude '^layers\\.(0|47)\\.'")]
 pub(crate) struct Arguments {
-    /// The checkpoint: a folder, a .safetensors or .gguf file, or, with --dry-run, hf://OWNER/NAME[@REVISION]
+    /// The checkpoint: a folder, a .safetensors or .gguf file, or, with --dry-run, hf://OWNER/NAME[@REVISION][/FILE.gguf]
     checkpoint: PathBuf,
     /// The folder to make, or the file, if its name ends in .gguf
     #[arg(short, long = "output", value_name = "OUT")]

@@ -21,6 +21,9 @@ const NUMBER_KEY: &str = "split.no";
 const COUNT_KEY: &str = "split.count";
 const TENSORS_KEY: &str = "split.tensors.count";
 
+/// Most parts of a model: llama.cpp counts them in 16 bits.
+const PARTS_MAX: u64 = u16::MAX as u64;
+
 /// Whether a file's name says that it is one. Names with a leading dot are what downloads and editors leave behind.
 pub(in crate::checkpoint) fn is_name(name: &str) -> bool {
     name.ends_with(".gguf") && !name.starts_with('.')
@@ -41,20 +44,41 @@ pub(in crate::checkpoint) fn is_gguf(path: &Path) -> Result<bool, FormatError> {
     }
 }
 
-/// The file at `path`, in `folder`, with the other parts of its model if it is split.
-pub(in crate::checkpoint) fn open_file(path: &Path, folder: &Folder) -> Result<Vec<Part>, FormatError> {
-    with_parts(Gguf::open(path)?, folder)
+/// Opens a file by its name; one that is not there is an error of the system's kind `NotFound`.
+pub(in crate::checkpoint) type Opener<'a> = dyn Fn(&str) -> Result<Gguf, FormatError> + 'a;
+
+/// Opens files of a folder.
+pub(in crate::checkpoint) fn from_folder(folder: &Folder) -> impl Fn(&str) -> Result<Gguf, FormatError> {
+    |name| {
+        let (path, real) = folder.file(name)?;
+        Gguf::open_real(&path, &real)
+    }
+}
+
+/// The file at `path` with the other parts of its model, if it is split.
+pub(in crate::checkpoint) fn open_file(path: &Path, others: &Opener<'_>) -> Result<Vec<Part>, FormatError> {
+    with_parts(Gguf::open(path)?, others)
+}
+
+/// What the parts of a model have in common in their names: of a file that is no part, its whole name.
+pub(in crate::checkpoint) fn model_name(name: &str) -> &str {
+    split_name(name).map_or(name, |(prefix, ..)| prefix)
+}
+
+/// Whether a file is a vision part, by its name.
+pub(in crate::checkpoint) fn is_vision_name(name: &str) -> bool {
+    name.starts_with("mmproj")
 }
 
 /// The model of a folder, from its GGUF files called `names`: one text model, and the vision part if there is one. Also gives
 /// the names of files that are neither.
 pub(in crate::checkpoint) fn open_folder(
     path: &Path,
-    folder: &Folder,
-    names: Vec<String>,
+    names: &[String],
+    open: &Opener<'_>,
 ) -> Result<(Vec<Part>, Vec<String>), FormatError> {
     let (mut models, mut visions, mut others) = (Vec::new(), Vec::new(), Vec::new());
-    for name in &names {
+    for name in names {
         // Of a split model, the first part that is there stands for all.
         let is_first = |prefix: &str, count: u32, number: u32| {
             !(1..number).any(|before| names.binary_search(&part_name(prefix, before, count)).is_ok())
@@ -62,8 +86,7 @@ pub(in crate::checkpoint) fn open_folder(
         if split_name(name).is_some_and(|(prefix, number, count)| !is_first(prefix, count, number)) {
             continue;
         }
-        let (shown, real) = folder.file(name)?;
-        let file = Gguf::open_real(&shown, &real)?;
+        let file = open(name)?;
         match (file.keys().text("general.type"), file.keys().text("general.architecture")) {
             (Some("mmproj"), _) | (_, Some("clip")) => visions.push(file),
             (Some("imatrix" | "adapter"), _) => others.push(name.clone()),
@@ -80,9 +103,9 @@ pub(in crate::checkpoint) fn open_folder(
     let Some(model) = models.pop() else {
         return Err(FormatError::new(path, Kind::NoTextModel));
     };
-    let mut parts = with_parts(model, folder)?;
+    let mut parts = with_parts(model, open)?;
     if let Some(vision) = visions.pop() {
-        parts.extend(with_parts(vision, folder)?);
+        parts.extend(with_parts(vision, open)?);
     }
     parts.sort_by(|a, b| a.file.name.cmp(&b.file.name));
     Ok((parts, others))
@@ -109,6 +132,10 @@ impl Split {
         let (number, count, tensors) = (key(NUMBER_KEY)?.unwrap_or(0), key(COUNT_KEY)?, key(TENSORS_KEY)?);
         match count {
             None | Some(0 | 1) if number == 0 => Ok(None),
+            Some(count) if count > PARTS_MAX => Err(FormatError::new(
+                &file.path,
+                malformed(format!("`{COUNT_KEY}` is {count}, and {PARTS_MAX} are allowed")),
+            )),
             Some(count) if number < count => Ok(Some(Self { number, count, tensors })),
             _ => {
                 let count = count.unwrap_or(0);
@@ -120,7 +147,7 @@ impl Split {
 }
 
 /// A file and, if it is a part, all the others.
-fn with_parts(file: Gguf, folder: &Folder) -> Result<Vec<Part>, FormatError> {
+fn with_parts(file: Gguf, open: &Opener<'_>) -> Result<Vec<Part>, FormatError> {
     let Some(split) = Split::of(&file)? else { return Ok(vec![part(file)]) };
     let own = file.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let number = u32::try_from(split.number + 1).unwrap_or(u32::MAX);
@@ -137,8 +164,8 @@ fn with_parts(file: Gguf, folder: &Folder) -> Result<Vec<Part>, FormatError> {
     let count = u32::try_from(split.count).expect("the count is in the name, which was parsed");
     let (mut found, mut missing) = (Vec::new(), Vec::new());
     for other in (1..=count).filter(|other| *other != number) {
-        match folder.file(&part_name(&prefix, other, count)) {
-            Ok(paths) => found.push((other, paths)),
+        match open(&part_name(&prefix, other, count)) {
+            Ok(file) => found.push((other, file)),
             Err(FormatError { file, kind: Kind::Io { source, .. }, .. })
                 if source.kind() == io::ErrorKind::NotFound =>
             {
@@ -152,13 +179,12 @@ fn with_parts(file: Gguf, folder: &Folder) -> Result<Vec<Part>, FormatError> {
     }
     let mut tensors = file.tensors.len() as u64;
     let mut parts = vec![part(file)];
-    for (other, (path, real)) in found {
-        let file = Gguf::open_real(&path, &real)?;
+    for (other, file) in found {
         let expected = Split { number: u64::from(other - 1), ..split };
         if Split::of(&file)? != Some(expected) {
             let what =
                 format!("its keys do not say that it is part {other} of the {count} that `{}` belongs to", shown(&own));
-            return Err(FormatError::new(&path, Kind::WrongPart { what }));
+            return Err(FormatError::new(&file.path, Kind::WrongPart { what }));
         }
         tensors += file.tensors.len() as u64;
         parts.push(part(file));
@@ -189,8 +215,7 @@ fn part_name(prefix: &str, number: u32, count: u32) -> String {
 /// A file as the catalogue takes it: extents the other way round, outermost first.
 fn part(file: Gguf) -> Part {
     let Gguf { path, head, tensors, bytes, modified_ns, map } = file;
-    let header = &map.bytes()[..head.bytes as usize];
-    let header_digest = format!("{:032x}", xxh3_128(header));
+    let header_digest = format!("{:032x}", xxh3_128(map.range(0..head.bytes)));
     map.release(0..head.bytes, Edges::Drop);
     let tensors = tensors.into_iter().map(|tensor| TensorInfo {
         name: tensor.name,

@@ -17,7 +17,7 @@ pub struct Head {
 #[derive(Clone, Copy)]
 pub struct Keys<'a> {
     pub(in crate::checkpoint) head: &'a Head,
-    /// The whole file, for arrays.
+    /// The file's beginning, for arrays.
     pub(in crate::checkpoint) bytes: &'a [u8],
 }
 
@@ -50,7 +50,7 @@ impl<'a> Keys<'a> {
     /// The strings of a key whose value is an array of strings.
     pub fn strings(self, key: &str) -> Option<impl Iterator<Item = &'a str> + use<'a>> {
         let Some(&Value::Array(Array { kind: STRING, count, start })) = self.value(key) else { return None };
-        let mut cursor = Cursor { bytes: self.bytes, at: start };
+        let mut cursor = Cursor::new(self.bytes, start);
         Some((0..count).map(move |_| cursor.string().expect("the array was read when the file was opened")))
     }
 
@@ -60,7 +60,7 @@ impl<'a> Keys<'a> {
         if kind == STRING {
             return None;
         }
-        let mut cursor = Cursor { bytes: self.bytes, at: start };
+        let mut cursor = Cursor::new(self.bytes, start);
         Some((0..count).map(move |_| cursor.value_of(kind).expect("the array was read when the file was opened")))
     }
 }

@@ -21,7 +21,7 @@ mod write;
 #[allow(clippy::unwrap_used)]
 mod tests;
 
-pub(super) use files::{is_gguf, is_name, open_file, open_folder};
+pub(super) use files::{from_folder, is_gguf, is_name, is_vision_name, model_name, open_file, open_folder};
 pub use keys::{Head, Keys};
 pub use read::{Gguf, GgufTensor};
 pub use value::{Array, Value};

@@ -67,14 +67,36 @@ impl Gguf {
         }
         let map = Map::new(&file, bytes).map_err(FormatError::io(path, "map"))?;
         let (head, tensors) =
-            parse(map.bytes()).map_err(|(tensor, kind)| FormatError { file: path.to_path_buf(), tensor, kind })?;
+            parse(&mut Cursor::new(map.range(0..bytes), 0), bytes).map_err(|fault| at_fault(path, fault))?;
         map.release(0..head.bytes, Edges::Drop);
         Ok(Self { path: path.to_path_buf(), head, tensors, bytes, modified_ns: modified_ns(&found), map })
     }
 
+    /// Describes a file of `bytes` bytes that lies elsewhere, from its beginning. If that is not enough, it is given back with how many
+    /// bytes are needed at least.
+    pub(in crate::checkpoint) fn describe(path: &Path, mut beginning: Vec<u8>, bytes: u64) -> Described {
+        let mut cursor = Cursor::at_beginning(&beginning, bytes);
+        let (head, tensors) = match (parse(&mut cursor, bytes), cursor.wants) {
+            (_, Some(least)) => return Ok(Err((beginning, least))),
+            (Ok(found), None) => found,
+            (Err(fault), None) => return Err(at_fault(path, fault)),
+        };
+        // Padding may be missing, which nobody reads.
+        beginning.resize(head.bytes as usize, 0);
+        let map = Map::fetched(vec![(0, beginning)]);
+        Ok(Ok(Self { path: path.to_path_buf(), head, tensors, bytes, modified_ns: 0, map }))
+    }
+
+    /// Adds a tensor's bytes to what is here of a file that lies elsewhere.
+    pub(in crate::checkpoint) fn with_bytes(mut self, tensor: &GgufTensor, bytes: Vec<u8>) -> Self {
+        let head = self.map.range(0..self.head.bytes).to_vec();
+        self.map = Map::fetched(vec![(0, head), (tensor.offset, bytes)]);
+        self
+    }
+
     /// The keys.
     pub fn keys(&self) -> Keys<'_> {
-        Keys { head: &self.head, bytes: self.map.bytes() }
+        Keys { head: &self.head, bytes: self.map.range(0..self.head.bytes) }
     }
 
     /// The tensor with this name.
@@ -84,7 +106,7 @@ impl Gguf {
 
     /// A tensor's bytes.
     pub fn bytes(&self, tensor: &GgufTensor) -> &[u8] {
-        &self.map.bytes()[tensor.offset as usize..][..tensor.bytes as usize]
+        self.map.range(tensor.offset..tensor.offset + tensor.bytes)
     }
 
     /// Gives the memory of a tensor back to the operating system.
@@ -93,15 +115,22 @@ impl Gguf {
     }
 }
 
+/// What [`Gguf::describe`] gives: a file, or its beginning again with the number of bytes that are needed.
+type Described = Result<Result<Gguf, (Vec<u8>, u64)>, FormatError>;
+
 type Fault = (Option<String>, Kind);
 
-fn parse(bytes: &[u8]) -> Result<(Head, Vec<GgufTensor>), Fault> {
-    let mut cursor = Cursor { bytes, at: 0 };
+fn at_fault(path: &Path, (tensor, kind): Fault) -> FormatError {
+    FormatError { file: path.to_path_buf(), tensor, kind }
+}
+
+/// The head and the tensors of a file of `file` bytes.
+fn parse(cursor: &mut Cursor<'_>, file: u64) -> Result<(Head, Vec<GgufTensor>), Fault> {
     let plain = |kind: Kind| (None, kind);
-    if !bytes.starts_with(&MAGIC) {
+    let magic = cursor.take(MAGIC.len() as u64);
+    if magic.map_err(plain)? != MAGIC {
         return Err(plain(malformed("the file does not begin with `GGUF`")));
     }
-    cursor.at = MAGIC.len();
     let version = cursor.u32().map_err(plain)?;
     if version.trailing_zeros() >= 16 && version != 0 {
         return Err(plain(malformed("a big-endian GGUF file")));
@@ -110,7 +139,7 @@ fn parse(bytes: &[u8]) -> Result<(Head, Vec<GgufTensor>), Fault> {
         return Err(plain(malformed(format!("GGUF of version {version}; 2 and 3 are known"))));
     }
     let (tensor_count, value_count) = (cursor.u64().map_err(plain)?, cursor.u64().map_err(plain)?);
-    let values = parse_values(&mut cursor, value_count).map_err(plain)?;
+    let values = parse_values(cursor, value_count).map_err(plain)?;
     let alignment = match values.iter().find(|(key, _)| key == ALIGNMENT_KEY) {
         None => ALIGNMENT,
         Some((_, Value::U32(alignment))) if alignment.is_power_of_two() => u64::from(*alignment),
@@ -119,11 +148,11 @@ fn parse(bytes: &[u8]) -> Result<(Head, Vec<GgufTensor>), Fault> {
             return Err(plain(malformed(format!("`{ALIGNMENT_KEY}` is {value}, no power of two"))));
         }
     };
-    let mut tensors = parse_tensors(&mut cursor, tensor_count)?;
+    let mut tensors = parse_tensors(cursor, tensor_count)?;
     let data = (cursor.at as u64).next_multiple_of(alignment);
-    place(&mut tensors, data, alignment, bytes.len() as u64)?;
+    place(&mut tensors, data, alignment, file)?;
     // A file without tensors may end before its data would begin.
-    Ok((Head { version, values, bytes: data.min(bytes.len() as u64) }, tensors))
+    Ok((Head { version, values, bytes: data.min(file) }, tensors))
 }
 
 /// Each key takes twelve bytes at least, so the file's size bounds the loop, whatever the count says.

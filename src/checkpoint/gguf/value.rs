@@ -90,10 +90,14 @@ impl Value {
     }
 }
 
-/// Bytes, read from front to back.
+/// Bytes, read from front to back: of a file, or of what is here of its beginning.
 pub(super) struct Cursor<'a> {
-    pub(super) bytes: &'a [u8],
+    bytes: &'a [u8],
     pub(super) at: usize,
+    /// Size of the whole file.
+    file: u64,
+    /// Where something ends that was asked for, is inside the file, and is not here.
+    pub(super) wants: Option<u64>,
 }
 
 /// A fault of the file, in words.
@@ -102,10 +106,25 @@ pub(super) fn malformed(what: impl Into<String>) -> Kind {
 }
 
 impl<'a> Cursor<'a> {
+    /// A cursor at the byte `at` of a whole file.
+    pub(super) fn new(bytes: &'a [u8], at: usize) -> Self {
+        Self { bytes, at, file: bytes.len() as u64, wants: None }
+    }
+
+    /// A cursor at the beginning of a file of `file` bytes, of which the first ones are here.
+    pub(super) fn at_beginning(bytes: &'a [u8], file: u64) -> Self {
+        Self { bytes, at: 0, file, wants: None }
+    }
+
     pub(super) fn take(&mut self, count: u64) -> Result<&'a [u8], Kind> {
-        let left = (self.bytes.len() - self.at) as u64;
+        let left = self.file - self.at as u64;
         if count > left {
             return Err(malformed(format!("{count} bytes should follow byte {}, and {left} do", self.at)));
+        }
+        let end = self.at as u64 + count;
+        if end > self.bytes.len() as u64 {
+            self.wants = Some(end);
+            return Err(malformed(format!("the file goes on behind its first {} bytes", self.bytes.len())));
         }
         let taken = &self.bytes[self.at..][..count as usize];
         self.at += count as usize;

@@ -137,9 +137,8 @@ fn files(model: &Llama4, instruct: bool) -> Result<(Vec<u8>, Json)> {
         && let Some(vocabulary) = Vocabulary::of(checkpoint)?
     {
         let mut config = vocabulary.tokenizer_config(model.config.text.max_position_embeddings)?;
-        if let Some(template) = vocabulary.chat_template()? {
-            config["chat_template"] = template.into();
-        }
+        // Without one, nothing beside the file is one.
+        config["chat_template"] = vocabulary.chat_template()?.into();
         return Ok((vocabulary.tokenizer_json()?, config));
     }
     if let Some(content) = checkpoint.side_file(TOKENIZER_NAME, BYTES_MAX)? {

@@ -239,7 +239,10 @@ impl DryRun {
             extents: tensor.extents.clone(),
             bytes: bytes_of(tensor, dtype),
         });
-        let missing = job.no_tokenizer.as_ref().map(|error| format!("{error}; the file needs one"));
+        let missing = job.no_tokenizer.as_ref().map(|error| match job.model.checkpoint.is_elsewhere() {
+            true => "the tokenizer was not fetched and is not counted; Llama 4's has 12 MB".to_owned(),
+            false => format!("{error}; the file needs one"),
+        });
         Ok(Self {
             schema: format!("l4tool.{}-plan/1", job.options.command),
             source: job.options.source.clone(),
