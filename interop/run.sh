@@ -7,17 +7,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-if [[ -z ${PYTHON:-} ]]; then
-    PYTHON=python3
-    [[ -x interop/.venv/bin/python ]] && PYTHON=interop/.venv/bin/python
-fi
-if [[ -n ${1:-} ]]; then
-    work=$1
-    mkdir -p "$work"
-else
-    work=$(mktemp -d)
-    trap 'rm -rf "$work"' EXIT
-fi
+source interop/common.sh
+work_in "${1:-}"
 
 cargo build --release --quiet --workspace
 cargo build --release --quiet --workspace --example dump_weights
