@@ -5,10 +5,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-if [[ -z ${PYTHON:-} ]]; then
-    PYTHON=python3
-    [[ -x interop/.venv/bin/python ]] && PYTHON=interop/.venv/bin/python
-fi
+source interop/common.sh
 SIZE=${SIZE:-4000000000}
 [[ -n ${BIN:-} ]] || cargo build --release --quiet --workspace
 bin=$(realpath "${BIN:-${CARGO_TARGET_DIR:-target}/release}")

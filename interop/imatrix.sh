@@ -8,21 +8,9 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 : "${LLAMA_CPP:?name the folder of llama.cpp}"
-if [[ -z ${PYTHON:-} ]]; then
-    PYTHON=python3
-    [[ -x interop/.venv/bin/python ]] && PYTHON=interop/.venv/bin/python
-fi
-if [[ -n ${1:-} ]]; then
-    work=$1
-    mkdir -p "$work"
-else
-    work=$(mktemp -d)
-    trap 'rm -rf "$work"' EXIT
-fi
-if [[ -z ${L4TOOL:-} ]]; then
-    cargo build --release --quiet --workspace
-    L4TOOL=${CARGO_TARGET_DIR:-target}/release/l4tool
-fi
+source interop/common.sh
+work_in "${1:-}"
+build
 tokens=${TOKENS:-512}
 
 for model in tiny-scout tiny-maverick; do

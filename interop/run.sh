@@ -7,17 +7,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-if [[ -z ${PYTHON:-} ]]; then
-    PYTHON=python3
-    [[ -x interop/.venv/bin/python ]] && PYTHON=interop/.venv/bin/python
-fi
-if [[ -n ${1:-} ]]; then
-    work=$1
-    mkdir -p "$work"
-else
-    work=$(mktemp -d)
-    trap 'rm -rf "$work"' EXIT
-fi
+source interop/common.sh
+work_in "${1:-}"
 
 cargo build --release --quiet --workspace
 cargo build --release --quiet --workspace --example dump_weights
@@ -27,13 +18,15 @@ failed=()
 check() { # NAME SOURCE OPTION...
     local name=$1 source=$2
     shift 2
-    local out=$work/$name
+    local out=$work/$name against=(--source "$source")
+    # AWQ moves factors from one matrix to another: what the model computes is what counts.
+    [[ " $* " == *" awq "* ]] && against=()
     echo "== $name: l4tool quantize $source $*"
     rm -rf "$out" "$out".weights.safetensors "$out".logits.safetensors
     if ! { "$target/l4tool" -q quantize "$source" -o "$out" "$@" &&
         "$target/examples/dump_weights" "$out" "$out.weights.safetensors" &&
         "$target/l4tool" -q verify "$out" --text testdata/text/eval.txt --tokens 200 --logits "$out.logits.safetensors" >/dev/null &&
-        "$PYTHON" interop/check_output.py "$out" --source "$source" \
+        "$PYTHON" interop/check_output.py "$out" "${against[@]}" \
             --weights "$out.weights.safetensors" --logits "$out.logits.safetensors" 2>"$out.log"; }; then
         failed+=("$name")
         [[ -f $out.log ]] && tail -n 20 "$out.log"
@@ -51,6 +44,7 @@ check scout-fp8 $scout --fp8
 check scout-fp8-block $scout --scheme fp8-block
 check scout-fp8-static $scout --scheme fp8-static --calibrate --samples 16 --seq-len 256
 check scout-gptq $scout --int4 --calibrate --samples 16 --seq-len 256
+check scout-awq $scout --int4 --method awq --calibrate --samples 16 --seq-len 256
 
 # Its narrowest matrix has 32 columns.
 maverick=testdata/tiny-maverick

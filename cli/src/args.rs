@@ -3,6 +3,7 @@
 use clap::builder::Styles;
 use clap::builder::styling::AnsiColor;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use l4::output::partial::Existing;
 
 use crate::commands::{
     calibrate, completions, convert, diff, download, inspect, man, quantize, repack, routing, verify,
@@ -28,6 +29,30 @@ pub(crate) struct Arguments {
     pub(crate) global: Global,
     #[command(subcommand)]
     pub(crate) command: Command,
+}
+
+/// Flags of every command that makes a checkpoint.
+#[derive(Debug, Args)]
+pub(crate) struct OutputArguments {
+    /// Record the SHA-256 of the source's files in the manifest; reads all of the source once more
+    #[arg(long)]
+    pub(crate) hash_source: bool,
+    /// Print what would be done: files, bytes, memory, disk
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Replace an existing output
+    #[arg(long)]
+    force: bool,
+    /// Throw an interrupted run's work away and start over
+    #[arg(long)]
+    restart: bool,
+}
+
+impl OutputArguments {
+    /// What to do about what is already there.
+    pub(crate) fn existing(&self) -> Existing {
+        Existing { force: self.force, restart: self.restart }
+    }
 }
 
 /// Flags that every command takes.

@@ -22,6 +22,15 @@ impl Errors {
     pub fn relative_rms(&self) -> f64 {
         if self.sum_sq_weight > 0.0 { (self.sum_sq_error / self.sum_sq_weight).sqrt() } else { 0.0 }
     }
+
+    /// Takes the errors of other weights in.
+    pub fn add(&mut self, more: &Self) {
+        self.sum_sq_weight += more.sum_sq_weight;
+        self.sum_sq_error += more.sum_sq_error;
+        self.sum_sq_error_rtn += more.sum_sq_error_rtn;
+        self.max_abs_error = self.max_abs_error.max(more.max_abs_error);
+        self.overflows += more.overflows;
+    }
 }
 
 /// Running sums for each output of a matrix.

@@ -6,10 +6,13 @@ pub mod diff;
 pub mod download;
 pub mod gguf;
 pub mod inspect;
+mod made;
 pub mod quantize;
 pub mod repack;
 pub mod routing;
 pub mod verify;
+
+pub use made::Made;
 
 /// The most memory that this process had resident at any time, where the system tells (Linux).
 pub fn peak_memory_bytes() -> Option<u64> {

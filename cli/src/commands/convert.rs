@@ -9,11 +9,11 @@ use l4::kernels::Float;
 use l4::output::casting::Overflow;
 use l4::output::converting;
 use l4::output::gguf::mix::FileType;
-use l4::output::partial::Existing;
 use l4::tasks::convert::{Job, Options};
 use l4::tasks::gguf as gguf_task;
 
 use super::gguf::{self, GgufArguments};
+use crate::args::OutputArguments;
 use crate::context::Context;
 use crate::exit::Outcome;
 use crate::render;
@@ -58,18 +58,8 @@ pub(crate) struct Arguments {
     /// Most bytes of weights in one output file
     #[arg(long, value_name = "SIZE", default_value = "5GB")]
     shard_size: Size,
-    /// Record the SHA-256 of the source's files in the manifest; reads all of the source once more
-    #[arg(long)]
-    hash_source: bool,
-    /// Print what would be done: files, bytes, memory, disk
-    #[arg(long)]
-    dry_run: bool,
-    /// Replace an existing output
-    #[arg(long)]
-    force: bool,
-    /// Throw an interrupted run's work away and start over
-    #[arg(long)]
-    restart: bool,
+    #[command(flatten)]
+    made: OutputArguments,
     #[command(flatten, next_help_heading = "GGUF")]
     gguf: GgufArguments,
 }
@@ -114,7 +104,7 @@ enum Vision {
 
 /// Runs the command.
 pub(crate) fn run(arguments: Arguments, context: &Context) -> Result<Outcome> {
-    let dry_run = arguments.dry_run;
+    let dry_run = arguments.made.dry_run;
     if arguments.to == Layout::Gguf {
         return gguf::run(&arguments.gguf_options()?, dry_run, None, context);
     }
@@ -169,8 +159,8 @@ impl Arguments {
             instruct: self.instruct,
             overflow: if self.clamp { Overflow::Clamp } else { Overflow::Refuse },
             requantize: false,
-            existing: Existing { force: self.force, restart: self.restart },
-            hash_source: self.hash_source,
+            existing: self.made.existing(),
+            hash_source: self.made.hash_source,
         })
     }
 
@@ -191,8 +181,8 @@ impl Arguments {
             text_only: self.vision == Some(Vision::Drop),
             instruct: self.instruct,
             shard_bytes_max: self.shard_size.0,
-            existing: Existing { force: self.force, restart: self.restart },
-            hash_source: self.hash_source,
+            existing: self.made.existing(),
+            hash_source: self.made.hash_source,
         }
     }
 }

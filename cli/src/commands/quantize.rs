@@ -8,7 +8,6 @@ use l4::error::hint;
 use l4::output::casting::Overflow;
 use l4::output::gguf::mix::FileType;
 use l4::output::hash::sha256;
-use l4::output::partial::Existing;
 use l4::quant::Method;
 use l4::quant::recipe::Recipe;
 use l4::quant::scheme::{Knowledge, Scheme};
@@ -18,6 +17,7 @@ use l4::tasks::quantize::{CalibrationOptions, Job, Options, Selection, parse_met
 
 use super::calibrate::DataArguments;
 use super::gguf::{self, GgufArguments, ImatrixFallback};
+use crate::args::OutputArguments;
 use crate::context::Context;
 use crate::exit::Outcome;
 use crate::hub::HubArguments;
@@ -95,18 +95,8 @@ pub(crate) struct Arguments {
     /// Quantize weights again that are quantized already
     #[arg(long)]
     requantize: bool,
-    /// Record the SHA-256 of the source's files in the manifest; reads all of the source once more
-    #[arg(long)]
-    hash_source: bool,
-    /// Print what would be done: files, bytes, memory, disk
-    #[arg(long)]
-    dry_run: bool,
-    /// Replace an existing output
-    #[arg(long)]
-    force: bool,
-    /// Throw an interrupted run's work away and start over
-    #[arg(long)]
-    restart: bool,
+    #[command(flatten)]
+    made: OutputArguments,
     /// One type for all tensors instead of the preset's mixture
     #[arg(long, help_heading = "GGUF")]
     pure: bool,
@@ -121,7 +111,7 @@ pub(crate) struct Arguments {
 
 /// Runs the command.
 pub(crate) fn run(arguments: Arguments, context: &Context) -> Result<Outcome> {
-    let dry_run = arguments.dry_run;
+    let dry_run = arguments.made.dry_run;
     // Without a dry run the source has to be here, and opening it says so.
     let remote = if dry_run { arguments.hub.model(&arguments.checkpoint, context)? } else { None };
     if let Some((preset, rules)) = arguments.gguf_preset()? {
@@ -196,8 +186,8 @@ impl Arguments {
             instruct: false,
             overflow: Overflow::Refuse,
             requantize: self.requantize,
-            existing: Existing { force: self.force, restart: self.restart },
-            hash_source: self.hash_source,
+            existing: self.made.existing(),
+            hash_source: self.made.hash_source,
         })
     }
 
@@ -225,9 +215,9 @@ impl Arguments {
             out: self.output,
             selection,
             shard_bytes_max: self.shard_size.0,
-            existing: Existing { force: self.force, restart: self.restart },
+            existing: self.made.existing(),
             requantize: self.requantize,
-            hash_source: self.hash_source,
+            hash_source: self.made.hash_source,
             calibration,
             stats: self.stats,
         })

@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 use l4::error::hint;
-use l4::output::partial::Existing;
 use l4::tasks::repack::{Job, Layout, Options};
 
+use crate::args::OutputArguments;
 use crate::context::Context;
 use crate::exit::Outcome;
 use crate::render;
@@ -82,23 +82,13 @@ pub(crate) struct Arguments {
     /// Most bytes of weights in one output file [default: 5GB for hf, 20GB otherwise]
     #[arg(long, value_name = "SIZE")]
     shard_size: Option<Size>,
-    /// Record the SHA-256 of the source's files in the manifest; reads all of the source once more
-    #[arg(long)]
-    hash_source: bool,
-    /// Print what would be done: files, bytes, memory, disk, and whether it fits
-    #[arg(long)]
-    dry_run: bool,
-    /// Replace an existing output
-    #[arg(long)]
-    force: bool,
-    /// Throw an interrupted run's work away and start over
-    #[arg(long)]
-    restart: bool,
+    #[command(flatten)]
+    made: OutputArguments,
 }
 
 /// Runs the command.
 pub(crate) fn run(arguments: Arguments, context: &Context) -> Result<Outcome> {
-    let (dry_run, ignore_fit) = (arguments.dry_run, arguments.ignore_fit);
+    let (dry_run, ignore_fit) = (arguments.made.dry_run, arguments.ignore_fit);
     let options = arguments.options()?;
     let job = Job::new(&options)?;
     let refused = !job.fits() && !ignore_fit;
@@ -142,8 +132,8 @@ impl Arguments {
             kv_fp8: self.kv_dtype == KvDtype::Fp8,
             context: self.context,
             sequences: self.sequences,
-            existing: Existing { force: self.force, restart: self.restart },
-            hash_source: self.hash_source,
+            existing: self.made.existing(),
+            hash_source: self.made.hash_source,
         })
     }
 }

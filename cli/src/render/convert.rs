@@ -2,9 +2,10 @@
 
 use l4::tasks::convert::{DryRun, Report};
 
-use super::forecast::{duration, forecast};
+use super::forecast::forecast;
+use super::made::time_and_memory;
 use super::table;
-use crate::size::{binary, decimal};
+use crate::size::decimal;
 
 /// What a run would do.
 pub(crate) fn plan(plan: &DryRun) -> String {
@@ -48,13 +49,8 @@ pub(crate) fn report(report: &Report, verbose: bool) -> String {
     if report.overflows > 0 {
         text += &format!("clamped  {} values were too large for the format\n", report.overflows);
     }
-    text += &format!("size     {} -> {}\n", decimal(report.bytes_in), decimal(report.bytes_out));
-    let resumed = if report.resumed { ", going on from an interrupted run" } else { "" };
-    let rate = decimal(report.bytes_in_per_second as u64);
-    text += &format!("time     {} at {rate}/s{resumed}\n", duration(report.seconds));
-    if let Some(peak) = report.peak_memory_bytes {
-        text += &format!("memory   {} at most\n", binary(peak));
-    }
+    text += &format!("size     {} -> {}\n", decimal(report.made.bytes_in), decimal(report.made.bytes_out));
+    text += &time_and_memory(&report.made);
     text += &format!("\nnext: l4tool verify {}\n", report.output.display());
     text
 }

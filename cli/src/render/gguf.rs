@@ -2,9 +2,10 @@
 
 use l4::tasks::gguf::{DryRun, Report, TypeReport};
 
-use super::forecast::{duration, forecast};
+use super::forecast::forecast;
+use super::made::time_and_memory;
 use super::table;
-use crate::size::{binary, decimal};
+use crate::size::decimal;
 
 /// What a run would do; `verbose` lists every tensor.
 pub(crate) fn plan(plan: &DryRun, verbose: bool) -> String {
@@ -53,14 +54,9 @@ pub(crate) fn report(report: &Report, verbose: bool) -> String {
         0 => "values   every one as it was\n".to_owned(),
         _ => format!("error    {}, relative, root mean square\n", percent(report.rel_rms_error)),
     };
-    let (bytes_in, bytes_out) = (decimal(report.bytes_in), decimal(report.bytes_out));
+    let (bytes_in, bytes_out) = (decimal(report.made.bytes_in), decimal(report.made.bytes_out));
     text += &format!("size     {bytes_in} -> {bytes_out}, {:.2} bits per weight\n", report.bits_per_weight);
-    let resumed = if report.resumed { ", going on from an interrupted run" } else { "" };
-    let rate = decimal(report.bytes_in_per_second as u64);
-    text += &format!("time     {} at {rate}/s{resumed}\n", duration(report.seconds));
-    if let Some(peak) = report.peak_memory_bytes {
-        text += &format!("memory   {} at most\n", binary(peak));
-    }
+    text += &time_and_memory(&report.made);
     text
 }
 

@@ -7,6 +7,7 @@ pub(crate) mod download;
 mod forecast;
 pub(crate) mod gguf;
 pub(crate) mod inspect;
+mod made;
 pub(crate) mod quantize;
 pub(crate) mod repack;
 pub(crate) mod routing;

@@ -2,9 +2,10 @@
 
 use l4::tasks::quantize::{DryRun, Report};
 
-use super::forecast::{duration, forecast};
+use super::forecast::forecast;
+use super::made::time_and_memory;
 use super::table;
-use crate::size::{binary, decimal};
+use crate::size::decimal;
 
 /// What a run would do.
 pub(crate) fn plan(plan: &DryRun) -> String {
@@ -53,19 +54,11 @@ pub(crate) fn report(report: &Report, verbose: bool) -> String {
     );
     text += &format!(
         "size     {} -> {}, {:.2} bits per quantized weight\n",
-        decimal(report.bytes_in),
-        decimal(report.bytes_out),
+        decimal(report.made.bytes_in),
+        decimal(report.made.bytes_out),
         report.bits_per_weight
     );
-    let resumed = if report.resumed { ", going on from an interrupted run" } else { "" };
-    text += &format!(
-        "time     {} at {}/s{resumed}\n",
-        duration(report.seconds),
-        decimal(report.bytes_in_per_second as u64)
-    );
-    if let Some(peak) = report.peak_memory_bytes {
-        text += &format!("memory   {} at most\n", binary(peak));
-    }
+    text += &time_and_memory(&report.made);
     text += &format!("\nnext: l4tool verify {0} --against {1}\n", report.output.display(), report.source.display());
     text
 }

@@ -3,6 +3,7 @@
 use l4::tasks::repack::{DryRun, Fit, Placement, Report};
 
 use super::forecast::forecast;
+use super::made::time_and_memory;
 use super::{printable, table};
 use crate::size::{binary, decimal, grouped};
 
@@ -34,12 +35,8 @@ pub(crate) fn report(report: &Report) -> String {
     );
     text += &report.fit.as_ref().map_or_else(String::new, fit);
     text += &report.placement.as_ref().map_or_else(String::new, placement);
-    let resumed = if report.resumed { ", resumed" } else { "" };
-    text += &format!("\nsize     {} in {} files\n", decimal(report.bytes_out), report.files);
-    text += &format!("time     {:.1} s at {}/s{resumed}\n", report.seconds, decimal(report.bytes_in_per_second as u64));
-    if let Some(peak) = report.peak_memory_bytes {
-        text += &format!("memory   {} at most\n", binary(peak));
-    }
+    text += &format!("\nsize     {} in {} files\n", decimal(report.made.bytes_out), report.files);
+    text += &time_and_memory(&report.made);
     let (source, output) = (report.source.display(), report.output.display());
     // Experts that have other numbers are other weights to `diff`.
     text + &match &report.placement {

@@ -65,6 +65,52 @@ fn what_is_written_is_read() {
     assert_eq!(gguf.bytes(gguf.tensor("two").unwrap())[..4], 2.5_f32.to_le_bytes());
 }
 
+/// Of a file that lies elsewhere, any beginning tells what it is, what is wrong, or how much more is needed.
+#[test]
+fn beginnings_of_files_are_described_or_ask_for_more() {
+    let path = testdata("sample.gguf");
+    let (whole, bytes) = (Gguf::open(&path).unwrap(), fs::read(&path).unwrap());
+    let size = bytes.len() as u64;
+    let mut asked = 0;
+    for length in 0..bytes.len() {
+        match Gguf::describe(&path, bytes[..length].to_vec(), size).unwrap() {
+            Ok(file) => {
+                assert_eq!(file.tensors, whole.tensors);
+                assert_eq!(file.keys().values(), whole.keys().values());
+            }
+            Err((back, least)) => {
+                assert_eq!(back, bytes[..length]);
+                assert!(length < least as usize && least <= whole.head.bytes, "{length} {least}");
+                asked += 1;
+            }
+        }
+    }
+    // What pads the head is not waited for.
+    assert!((whole.head.bytes - 32..=whole.head.bytes).contains(&asked), "{asked}");
+    for position in 0..whole.head.bytes as usize {
+        let mut broken = bytes.clone();
+        broken[position] ^= 0x81;
+        let local = parsed(&broken);
+        let remote = match Gguf::describe(&path, broken[..whole.head.bytes as usize].to_vec(), size) {
+            Ok(Ok(_)) => None,
+            Ok(Err((_, least))) => {
+                assert!(least <= size);
+                continue;
+            }
+            Err(error) => Some(error.kind.to_string()),
+        };
+        assert_eq!(remote, local, "{position}");
+    }
+}
+
+/// What is wrong with a whole file.
+fn parsed(bytes: &[u8]) -> Option<String> {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.gguf");
+    fs::write(&path, bytes).unwrap();
+    Gguf::open(&path).err().map(|error| error.kind.to_string())
+}
+
 #[test]
 fn hostile_bytes_are_refused() {
     let folder = tempfile::tempdir().unwrap();

@@ -16,7 +16,7 @@ use crate::output::preflight::Forecast;
 use crate::output::work::Work;
 use crate::progress::Control;
 use crate::quant::Errors;
-use crate::tasks::peak_memory_bytes;
+use crate::tasks::Made;
 
 /// What a run would do.
 #[derive(Clone, Debug, Serialize)]
@@ -74,18 +74,9 @@ pub struct Report {
     pub rel_rms_error: f64,
     /// Values that were too large for the format and became the largest that it has.
     pub overflows: u64,
-    /// Bytes of weights that were read.
-    pub bytes_in: u64,
-    /// Bytes of weight files.
-    pub bytes_out: u64,
-    /// Wall time of this run.
-    pub seconds: f64,
-    /// Bytes read per second of this run; of a resumed run, this counts what earlier runs read.
-    pub bytes_in_per_second: f64,
-    /// Most resident memory, where the system tells.
-    pub peak_memory_bytes: Option<u64>,
-    /// Whether an earlier run's work was used.
-    pub resumed: bool,
+    /// Bytes, time and memory.
+    #[serde(flatten)]
+    pub made: Made,
     /// What the user should know.
     pub notes: Vec<String>,
 }
@@ -127,7 +118,7 @@ pub(super) fn weights(model: &Llama4, form: &Form, plan: &Plan, totals: &[Vec<Er
     for (task, errors) in plan.tasks.iter().zip(totals) {
         let Work::Assemble(part) = &task.work else { continue };
         for (weight, errors) in part.weights.iter().zip(errors) {
-            add(sums.entry(*weight).or_default(), errors);
+            sums.entry(*weight).or_default().add(errors);
         }
     }
     let report = |(index, errors): (usize, Errors)| {
@@ -145,19 +136,12 @@ pub(super) fn weights(model: &Llama4, form: &Form, plan: &Plan, totals: &[Vec<Er
     changed.map(report).collect()
 }
 
-fn add(sum: &mut Errors, more: &Errors) {
-    sum.sum_sq_weight += more.sum_sq_weight;
-    sum.sum_sq_error += more.sum_sq_error;
-    sum.max_abs_error = sum.max_abs_error.max(more.max_abs_error);
-    sum.overflows += more.overflows;
-}
-
 impl Report {
     pub(super) fn new(job: &Job<'_>, rounded: Vec<WeightReport>, resumed: bool, elapsed: Duration) -> Self {
         let Job { options, model, form, plan, changes, notes, .. } = job;
         let mut total = Errors::default();
         for weight in &rounded {
-            add(&mut total, &weight.errors);
+            total.add(&weight.errors);
         }
         Self {
             schema: "l4tool.convert/1",
@@ -175,12 +159,7 @@ impl Report {
             rounded,
             rel_rms_error: total.relative_rms(),
             overflows: total.overflows,
-            bytes_in: plan.source_bytes(),
-            bytes_out: plan.bytes(),
-            seconds: elapsed.as_secs_f64(),
-            bytes_in_per_second: plan.source_bytes() as f64 / elapsed.as_secs_f64().max(1e-9),
-            peak_memory_bytes: peak_memory_bytes(),
-            resumed,
+            made: Made::new(plan, resumed, elapsed),
             notes: notes.clone(),
         }
     }

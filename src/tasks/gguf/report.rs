@@ -17,7 +17,7 @@ use crate::output::preflight::Forecast;
 use crate::output::work::Work;
 use crate::progress::Control;
 use crate::quant::Errors;
-use crate::tasks::peak_memory_bytes;
+use crate::tasks::Made;
 
 /// What a run would do.
 #[derive(Clone, Debug, Serialize)]
@@ -96,22 +96,13 @@ pub struct Report {
     pub experts_without_data: usize,
     /// Errors over all weights.
     pub rel_rms_error: f64,
-    /// Bytes of weights that were read.
-    pub bytes_in: u64,
-    /// Bytes of the files.
-    pub bytes_out: u64,
     /// Bytes of all tensors, without what is between them.
     pub tensor_bytes: u64,
     /// Bits per weight, over all tensors.
     pub bits_per_weight: f64,
-    /// Wall time of this run.
-    pub seconds: f64,
-    /// Bytes read per second of this run; of a resumed run, this counts what earlier runs read.
-    pub bytes_in_per_second: f64,
-    /// Most resident memory, where the system tells.
-    pub peak_memory_bytes: Option<u64>,
-    /// Whether an earlier run's work was used.
-    pub resumed: bool,
+    /// Bytes, time and memory.
+    #[serde(flatten)]
+    pub made: Made,
     /// What llama.cpp will do otherwise, and what is left out.
     pub warnings: Vec<String>,
 }
@@ -184,7 +175,7 @@ pub(super) fn weights(job: &Job<'_>, known: &[Basis], totals: &[Vec<Errors>]) ->
             _ => continue,
         };
         for errors in errors {
-            add(&mut sums.entry(weight).or_insert((dtype, Errors::default())).1, errors);
+            sums.entry(weight).or_insert((dtype, Errors::default())).1.add(errors);
         }
     }
     let report = |(index, (dtype, errors)): (usize, (Dtype, Errors))| {
@@ -205,13 +196,6 @@ pub(super) fn weights(job: &Job<'_>, known: &[Basis], totals: &[Vec<Errors>]) ->
     };
     let rounded = sums.into_iter().filter(|(_, (dtype, errors))| dtype.block_len() > 1 || errors.sum_sq_error > 0.0);
     rounded.map(report).collect()
-}
-
-fn add(sum: &mut Errors, more: &Errors) {
-    sum.sum_sq_weight += more.sum_sq_weight;
-    sum.sum_sq_error += more.sum_sq_error;
-    sum.max_abs_error = sum.max_abs_error.max(more.max_abs_error);
-    sum.overflows += more.overflows;
 }
 
 fn types(job: &Job<'_>) -> Vec<TypeReport> {
@@ -265,9 +249,9 @@ impl Report {
         let mut total = Errors::default();
         let mut by_layer: BTreeMap<Option<usize>, (Errors, Vec<&WeightReport>)> = BTreeMap::new();
         for weight in &weights {
-            add(&mut total, &weight.errors);
+            total.add(&weight.errors);
             let (errors, members) = by_layer.entry(weight.layer).or_default();
-            add(errors, &weight.errors);
+            errors.add(&weight.errors);
             members.push(weight);
         }
         let layer = |(layer, (errors, members)): (Option<usize>, (Errors, Vec<&WeightReport>))| LayerReport {
@@ -293,14 +277,9 @@ impl Report {
             experts_without_data: weights.iter().filter(without).count(),
             weights,
             rel_rms_error: total.relative_rms(),
-            bytes_in: plan.source_bytes(),
-            bytes_out: plan.bytes(),
             tensor_bytes: plan.data_bytes(),
             bits_per_weight: bits_per_weight(job),
-            seconds: elapsed.as_secs_f64(),
-            bytes_in_per_second: plan.source_bytes() as f64 / elapsed.as_secs_f64().max(1e-9),
-            peak_memory_bytes: peak_memory_bytes(),
-            resumed,
+            made: Made::new(plan, resumed, elapsed),
             warnings: job.warnings.clone(),
         }
     }

@@ -16,7 +16,7 @@ use crate::output::preflight::Forecast;
 use crate::output::work::Work;
 use crate::progress::Control;
 use crate::quant::{Errors, Method};
-use crate::tasks::peak_memory_bytes;
+use crate::tasks::Made;
 
 /// What a run would do.
 #[derive(Clone, Debug, Serialize)]
@@ -81,20 +81,11 @@ pub struct Report {
     pub rel_rms_error: f64,
     /// The same with round-to-nearest.
     pub rel_rms_error_rtn: f64,
-    /// Bytes of weights that were read.
-    pub bytes_in: u64,
-    /// Bytes of weight files.
-    pub bytes_out: u64,
     /// Bits per quantized weight, scales included.
     pub bits_per_weight: f64,
-    /// Wall time of this run.
-    pub seconds: f64,
-    /// Bytes read per second of this run; of a resumed run, this counts what earlier runs read.
-    pub bytes_in_per_second: f64,
-    /// Most resident memory, where the system tells.
-    pub peak_memory_bytes: Option<u64>,
-    /// Whether an earlier run's work was used.
-    pub resumed: bool,
+    /// Bytes, time and memory.
+    #[serde(flatten)]
+    pub made: Made,
     /// What engines cannot serve.
     pub warnings: Vec<String>,
 }
@@ -168,7 +159,7 @@ pub(super) fn weights(
     for (task, errors) in plan.tasks.iter().zip(totals) {
         let Work::Quantize(parts) = &task.work else { continue };
         for (part, errors) in parts.iter().zip(errors) {
-            add(sums.entry(part.weight).or_default(), errors);
+            sums.entry(part.weight).or_default().add(errors);
         }
     }
     let report = |(index, errors): (usize, Errors)| {
@@ -205,13 +196,6 @@ pub(super) fn recall(weights: &mut [WeightReport], out: &Path) -> Result<()> {
     Ok(())
 }
 
-fn add(sum: &mut Errors, more: &Errors) {
-    sum.sum_sq_weight += more.sum_sq_weight;
-    sum.sum_sq_error += more.sum_sq_error;
-    sum.sum_sq_error_rtn += more.sum_sq_error_rtn;
-    sum.max_abs_error = sum.max_abs_error.max(more.max_abs_error);
-}
-
 fn relative_rms_rtn(errors: &Errors) -> f64 {
     Errors { sum_sq_error: errors.sum_sq_error_rtn, ..*errors }.relative_rms()
 }
@@ -237,9 +221,9 @@ impl Report {
         let mut total = Errors::default();
         let mut by_layer: BTreeMap<usize, (Errors, Vec<&WeightReport>)> = BTreeMap::new();
         for weight in &weights {
-            add(&mut total, &weight.errors);
+            total.add(&weight.errors);
             let (errors, members) = by_layer.entry(weight.layer.unwrap_or_default()).or_default();
-            add(errors, &weight.errors);
+            errors.add(&weight.errors);
             members.push(weight);
         }
         let layers = by_layer.into_iter().map(|(layer, (errors, members))| {
@@ -270,13 +254,8 @@ impl Report {
             rel_rms_error: total.relative_rms(),
             rel_rms_error_rtn: relative_rms_rtn(&total),
             weights,
-            bytes_in: plan.source_bytes(),
-            bytes_out: plan.bytes(),
             bits_per_weight: bits_per_weight(model, choice, plan),
-            seconds: elapsed.as_secs_f64(),
-            bytes_in_per_second: plan.source_bytes() as f64 / elapsed.as_secs_f64().max(1e-9),
-            peak_memory_bytes: peak_memory_bytes(),
-            resumed,
+            made: Made::new(plan, resumed, elapsed),
             warnings: choice.warnings.clone(),
         }
     }

@@ -11,7 +11,7 @@ use super::order::Placement;
 use super::{Job, Options};
 use crate::output::preflight::Forecast;
 use crate::progress::Control;
-use crate::tasks::peak_memory_bytes;
+use crate::tasks::Made;
 
 /// What a run would do.
 #[derive(Clone, Debug, Serialize)]
@@ -73,18 +73,9 @@ pub struct Report {
     pub placement: Option<Placement>,
     /// Weight files.
     pub files: usize,
-    /// Bytes of weights that were read.
-    pub bytes_in: u64,
-    /// Bytes of weight files.
-    pub bytes_out: u64,
-    /// Wall time of this run.
-    pub seconds: f64,
-    /// Bytes read per second of this run; of a resumed run, this counts what earlier runs read.
-    pub bytes_in_per_second: f64,
-    /// Most resident memory, where the system tells.
-    pub peak_memory_bytes: Option<u64>,
-    /// Whether an earlier run's work was used.
-    pub resumed: bool,
+    /// Bytes, time and memory.
+    #[serde(flatten)]
+    pub made: Made,
     /// What engines cannot load.
     pub warnings: Vec<String>,
 }
@@ -92,7 +83,6 @@ pub struct Report {
 impl Report {
     pub(super) fn new(job: &Job<'_>, resumed: bool, elapsed: Duration) -> Self {
         let Options { source, out, layout, .. } = job.options;
-        let bytes_in = job.plan.source_bytes();
         Self {
             schema: "l4tool.repack/1",
             source: source.clone(),
@@ -102,12 +92,7 @@ impl Report {
             fit: job.fit.clone(),
             placement: job.placement.clone(),
             files: job.plan.files.len(),
-            bytes_in,
-            bytes_out: job.plan.bytes(),
-            seconds: elapsed.as_secs_f64(),
-            bytes_in_per_second: bytes_in as f64 / elapsed.as_secs_f64().max(1e-9),
-            peak_memory_bytes: peak_memory_bytes(),
-            resumed,
+            made: Made::new(&job.plan, resumed, elapsed),
             warnings: job.warnings.clone(),
         }
     }
