@@ -62,6 +62,7 @@ def main():
         runs = [("rtn", 0, "--int4 --method rtn"), ("search", 0, "--int4 --method search"), ("FP8, rtn", 0, "--fp8")]
         for samples in map(int, arguments.samples.split(",")):
             runs += [(method, samples, f"--int4 --method {method}") for method in ("search", "awq", "gptq")]
+            runs.append(("gptq, by stored Hessians", samples, "--int4 --method gptq"))
             runs.append(("FP8, search", samples, "--fp8 --method search"))
             if arguments.llmcompressor:
                 runs.append(("llm-compressor's GPTQ", samples, None))
@@ -74,8 +75,14 @@ def main():
                 subprocess.run(script, check=True, stdout=subprocess.DEVNULL)
             else:
                 command = [arguments.l4tool, "-q", "quantize", MODEL, "-o", out, *flags.split()]
-                if samples:
-                    command += ["--data", tokens, "--samples", str(samples), "--seq-len", str(LENGTH)]
+                data = ["--data", tokens, "--samples", str(samples), "--seq-len", str(LENGTH)]
+                if "stored" in name:
+                    stats = work / f"{index}.stats"
+                    calibrate = [arguments.l4tool, "-q", "calibrate", MODEL, "-o", stats, "--hessians", *data]
+                    subprocess.run(calibrate, check=True, stdout=subprocess.DEVNULL)
+                    command += ["--stats", stats]
+                elif samples:
+                    command += data
                 subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
             kl, top1, perplexity = measure(arguments.l4tool, out)
             row = (name, f"{samples * LENGTH:,}" if samples else "none", f"{kl:.5f}", f"{top1:.2%}", f"{perplexity:+.2%}")

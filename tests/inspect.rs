@@ -222,12 +222,8 @@ fn the_memory_view_foretells_what_quantize_writes() {
         let dir = tempfile::tempdir().unwrap();
         let out = dir.path().join("out");
         let chosen = Scheme::parse(name, None).unwrap();
-        let calibration = chosen.needs_data().then(|| quantize::CalibrationOptions {
-            data: DataOptions { samples: 7, seq_len: Some(64), ..DataOptions::default() },
-            damping: 0.01,
-            expert_tokens: None,
-            shrink: None,
-        });
+        let data = DataOptions { samples: 7, seq_len: Some(64), ..DataOptions::default() };
+        let calibration = chosen.needs_data().then_some(data);
         let selection = quantize::Selection::Uniform {
             scheme: chosen,
             method: Method::Rtn,
@@ -244,6 +240,7 @@ fn the_memory_view_foretells_what_quantize_writes() {
             hash_source: false,
             calibration,
             stats: None,
+            solver: quantize::SolverOptions::default(),
         };
         let control = Control { progress: &Silent, stop: &AtomicBool::new(false), threads: 1, memory: 1 << 30 };
         quantize::run(&options, &control).unwrap();

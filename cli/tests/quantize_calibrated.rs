@@ -336,6 +336,78 @@ fn awq_without_its_pair_is_a_search() {
     assert!(awq.iter().all(|(name, tensor)| tensor.data == search[name].data));
 }
 
+/// Hessians that were written before serve GPTQ as the text itself would: wherever no weight before was quantized, to the last bit.
+#[test]
+fn stored_hessians_stand_for_text() {
+    let scratch = Scratch::new();
+    let source = testdata("tiny-scout");
+    let (stats, live, stored) = (scratch.path("a.stats"), scratch.path("live"), scratch.path("stored"));
+    run(l4tool("calibrate --hessians --samples 4 --seq-len 64 -o").arg(&stats).arg(&source)).ok();
+    // Each expert alone, as pools are summed in another order.
+    let flags = "--int4 --expert-tokens 1 --shrink 0 --json";
+    let text = run(&mut quantize(&source, &live, &format!("{flags} --calibrate --samples 4 --seq-len 64"))).ok().json();
+    let flags = format!("{flags} --stats {}", stats.display());
+    let report = run(&mut quantize(&source, &stored, &format!("{flags} --threads 1"))).ok().json();
+    assert_eq!((&report["method"], &text["method"]), (&"gptq".into(), &"gptq".into()));
+    let (of_text, of_file) = (read_model(&live), read_model(&stored));
+    let (mut alike, mut others) = (0, 0);
+    for (name, tensor) in of_text.iter().filter(|(name, _)| name.contains("experts.") && name.contains("packed")) {
+        let same = tensor.data == of_file[name].data;
+        let first = name.contains("layers.0.") && !name.contains("down_proj");
+        // Experts without a token have what all others see, summed in another order.
+        let unseen =
+            |weight: &&serde_json::Value| weight["tokens"] == 0 && name.contains(weight["name"].as_str().unwrap());
+        if first && !text["weights"].as_array().unwrap().iter().any(|weight| unseen(&weight)) {
+            assert!(same, "{name}");
+            alike += 1;
+        }
+        others += usize::from(!same);
+    }
+    assert!(alike >= 20 && others > 0, "{alike} {others}");
+    // Routers of later layers see what quantizing has changed.
+    for (a, b) in text["weights"].as_array().unwrap().iter().zip(report["weights"].as_array().unwrap()) {
+        let evidence = |weight: &Value| (weight["name"].clone(), weight["policy"].clone(), weight["tokens"].clone());
+        assert!(a["layer"] != 0 || evidence(a) == evidence(b), "{a} {b}");
+    }
+    let again = scratch.path("again");
+    run(&mut quantize(&source, &again, &format!("{flags} --threads 7 --memory 200M"))).ok();
+    assert!(read_model(&again).iter().all(|(name, tensor)| tensor.data == of_file[name].data));
+    // Scales of activations are in it as well; AWQ's inner activations are not.
+    let out = scratch.path("out");
+    run(&mut quantize(&source, &out, &format!("--scheme fp8-static --stats {}", stats.display()))).ok();
+    run(&mut quantize(&source, &scratch.path("no"), &format!("--int4 --method awq --stats {}", stats.display())))
+        .refused(&["the method `awq` needs calibration data"]);
+    let plain = scratch.path("plain.stats");
+    run(l4tool("calibrate --samples 1 --seq-len 64 -o").arg(&plain).arg(&source)).ok();
+    run(&mut quantize(&source, &scratch.path("no"), &format!("--int4 --method gptq --stats {}", plain.display())))
+        .refused(&["the method `gptq` needs calibration data", "calibrate --hessians"]);
+}
+
+/// With pools, and through a kill, the same as without.
+#[test]
+fn a_killed_run_by_stored_hessians_goes_on_to_the_same_bytes() {
+    let scratch = Scratch::new();
+    let source = testdata("tiny-scout");
+    let (stats, expected, out) = (scratch.path("a.stats"), scratch.path("expected"), scratch.path("out"));
+    run(l4tool("calibrate --hessians --samples 4 --seq-len 64 -o").arg(&stats).arg(&source)).ok();
+    let flags = format!("--int4 --threads 1 --stats {}", stats.display());
+    let report = run(&mut quantize(&source, &expected, &format!("{flags} --json"))).ok().json();
+    let policies: Vec<&str> =
+        report["weights"].as_array().unwrap().iter().map(|weight| weight["policy"].as_str().unwrap()).collect();
+    assert!(policies.contains(&"gptq-blended"), "{policies:?}");
+    for lines in [5, 60, 150] {
+        let mut child = start(&mut quantize(&source, &out, &flags));
+        assert!(wait_until(&mut child, || journal_lines(&out) >= lines), "the run is too short for this test");
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    let resumed = run(&mut quantize(&source, &out, &format!("{flags} --json"))).ok().json();
+    assert_eq!(resumed["resumed"], true);
+    assert_eq!(resumed["weights"], report["weights"]);
+    let (expected, out) = (read_model(&expected), read_model(&out));
+    assert!(expected.iter().all(|(name, tensor)| tensor.data == out[name].data));
+}
+
 /// Statistics that were written before serve the search as the text itself would.
 #[test]
 fn statistics_stand_for_text() {

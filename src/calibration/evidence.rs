@@ -46,6 +46,14 @@ impl Evidence {
         }
     }
 
+    /// l4tool's own statistics, if it is these.
+    pub fn statistics(&self) -> Option<&Statistics> {
+        match self {
+            Self::Statistics(statistics) => Some(statistics),
+            Self::Imatrix(_) => None,
+        }
+    }
+
     /// Mean square of each input of a weight of the model; none for weights without statistics, and for experts that saw no token.
     ///
     /// # Errors

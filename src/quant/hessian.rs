@@ -26,10 +26,16 @@ impl Hessian {
         (inputs as u64).saturating_mul(inputs as u64).saturating_mul(size_of::<f32>() as u64)
     }
 
-    /// From sums as [`Hessian::sums`] gives them, whether or not they can be second moments.
-    #[cfg(test)]
-    pub(super) fn from_sums(inputs: usize, rows: f64, sums: Vec<f32>) -> Self {
+    /// From sums as [`Hessian::sums`] gives them, whether or not they can be second moments. What is above the diagonal does not count.
+    ///
+    /// # Panics
+    ///
+    /// They are not `inputs * inputs`.
+    pub fn from_sums(inputs: usize, rows: f64, mut sums: Vec<f32>) -> Self {
         assert_eq!(inputs * inputs, sums.len());
+        for (row, sums) in sums.chunks_exact_mut(inputs).enumerate() {
+            sums[row + 1..].fill(0.0);
+        }
         Self { inputs, rows, sums }
     }
 

@@ -44,6 +44,8 @@ pub enum Knowledge {
     Nothing,
     /// How large each input is on average, from a file.
     Statistics,
+    /// Second moments, from a file.
+    Hessians,
     /// The inputs themselves: calibration data run through the model.
     Inputs,
 }
@@ -86,7 +88,8 @@ impl Scheme {
         let (int4, blocks) = (matches!(self, Self::W4A16 { .. }), matches!(self, Self::Fp8Block { .. }));
         match asked {
             None if self.is_fp8() => Ok(Method::Rtn),
-            None => Ok(if int4 && known == Knowledge::Inputs { Method::Gptq } else { Method::Search }),
+            None if int4 && matches!(known, Knowledge::Inputs | Knowledge::Hessians) => Ok(Method::Gptq),
+            None => Ok(Method::Search),
             Some(Method::Search) if blocks => Err(format!("`{self}` knows the method rtn only")),
             // It gains 1 to 3 % of an error of 2.6 %, for eight times the work, unless some inputs matter more: see `quant::fp8`.
             Some(Method::Search) if self.is_fp8() && known == Knowledge::Nothing => Err(format!(

@@ -13,7 +13,7 @@ use l4::quant::recipe::Recipe;
 use l4::quant::scheme::{Knowledge, Scheme};
 use l4::tasks::gguf as gguf_task;
 use l4::tasks::gguf::rules::{self, Action, TypeRule};
-use l4::tasks::quantize::{CalibrationOptions, Job, Options, Selection, parse_method, patterns};
+use l4::tasks::quantize::{Job, Options, Selection, SolverOptions, knowledge, parse_method, patterns};
 
 use super::calibrate::DataArguments;
 use super::gguf::{self, GgufArguments, ImatrixFallback};
@@ -61,8 +61,8 @@ pub(crate) struct Arguments {
     /// Inputs that share a scale, for INT4 [default: 128]
     #[arg(long, value_name = "N")]
     group_size: Option<usize>,
-    /// How weights are rounded: rtn, search (FP8: with data), gptq or awq (INT4 with data), or auto (INT4: gptq with data,
-    /// search without; FP8: rtn)
+    /// How weights are rounded: rtn, search (FP8: with data), gptq or awq (INT4 with data), or auto (INT4: gptq with data or
+    /// Hessians, search without; FP8: rtn)
     #[arg(long, value_name = "NAME", default_value = "auto")]
     method: String,
     #[command(flatten, next_help_heading = "Calibration")]
@@ -70,7 +70,8 @@ pub(crate) struct Arguments {
     /// Calibrate with the small set of text that comes with l4tool; text of your own is better
     #[arg(long, conflicts_with = "data", help_heading = "Calibration")]
     calibrate: bool,
-    /// What `l4tool calibrate` or `llama-imatrix` has written, instead of text: weighs errors for the method search
+    /// What `l4tool calibrate` or `llama-imatrix` has written, instead of text: weighs errors for the method search; with
+    /// `calibrate --hessians` for gptq too
     #[arg(long, value_name = "STATS", conflicts_with_all = ["data", "calibrate"], help_heading = "Calibration")]
     stats: Option<PathBuf>,
     /// For gptq: added to the diagonal of the second moments, as a share of its mean
@@ -204,12 +205,7 @@ impl Arguments {
                 "name some with `--data`, or add `--calibrate`"
             ));
         }
-        let calibration = self.has_data().then(|| CalibrationOptions {
-            data: self.data.options(),
-            damping: self.damping,
-            expert_tokens: self.expert_tokens,
-            shrink: self.shrink,
-        });
+        let calibration = self.has_data().then(|| self.data.options());
         Ok(Options {
             source: self.checkpoint,
             out: self.output,
@@ -220,6 +216,7 @@ impl Arguments {
             hash_source: self.made.hash_source,
             calibration,
             stats: self.stats,
+            solver: SolverOptions { damping: self.damping, expert_tokens: self.expert_tokens, shrink: self.shrink },
         })
     }
 
@@ -227,11 +224,11 @@ impl Arguments {
         self.calibrate || !self.data.data.is_empty()
     }
 
-    fn known(&self) -> Knowledge {
+    fn known(&self) -> Result<Knowledge> {
         match (self.has_data(), &self.stats) {
-            (true, _) => Knowledge::Inputs,
-            (false, Some(_)) => Knowledge::Statistics,
-            (false, None) => Knowledge::Nothing,
+            (true, _) => Ok(Knowledge::Inputs),
+            (false, Some(path)) => knowledge(path),
+            (false, None) => Ok(Knowledge::Nothing),
         }
     }
 
@@ -248,13 +245,13 @@ impl Arguments {
             _ => bail!("name a scheme: --int4, --fp8, --scheme NAME or --recipe FILE"),
         };
         let scheme = Scheme::parse(name, self.group_size).map_err(Error::msg)?;
-        let method = scheme.method(method, self.known()).map_err(Error::msg)?;
+        let method = scheme.method(method, self.known()?).map_err(Error::msg)?;
         Ok(Selection::Uniform { scheme, method, include: patterns("--include", &self.include)?, exclude })
     }
 
     fn recipe(&self, path: &std::path::Path, method: Option<Method>, exclude: Vec<regex::Regex>) -> Result<Selection> {
         let text = read_recipe(path)?;
-        let recipe = Recipe::parse(&text, method, self.known())
+        let recipe = Recipe::parse(&text, method, self.known()?)
             .map_err(|error| anyhow!("the recipe `{}`: {error}", path.display()));
         let recipe =
             recipe.map_err(|error| hint(error.to_string(), "docs/recipes.md shows how a recipe is written"))?;

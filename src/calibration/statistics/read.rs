@@ -152,14 +152,31 @@ impl Statistics {
             return Ok(None);
         }
         let width = width(&self.meta.model, site.place);
-        Ok(Some(self.floats::<4>(site, "in_hessian", width * width)?.map(f32::from_le_bytes).collect()))
+        let mut sums = Vec::with_capacity(width * width);
+        // Row by row, as it is large and no second copy is wanted.
+        for row in 0..width {
+            let start = site.expert().unwrap_or(0) * width + row;
+            sums.extend(self.row::<4>(site, "in_hessian", start, width)?.map(f32::from_le_bytes));
+        }
+        Ok(Some(sums))
     }
 
     /// `count` values of a site's tensor; those of an expert are its own row.
     fn floats<const N: usize>(&self, site: Site, what: &str, count: usize) -> Result<impl Iterator<Item = [u8; N]>> {
+        self.row(site, what, site.expert().unwrap_or(0), count)
+    }
+
+    /// A row of `count` values of a site's tensor.
+    fn row<const N: usize>(
+        &self,
+        site: Site,
+        what: &str,
+        row: usize,
+        count: usize,
+    ) -> Result<impl Iterator<Item = [u8; N]> + use<N>> {
         let name = place_name(site.layer, site.place, what);
         let id = self.file.find(&name).with_context(|| format!("`{}` has no `{name}`", self.path.display()))?;
-        let start = (site.expert().unwrap_or(0) * count * N) as u64;
+        let start = (row * count * N) as u64;
         let range = start..start + (count * N) as u64;
         // Copied, because the map's pages go back at once.
         let bytes = self.file.range(id, range.clone()).to_vec();

@@ -20,6 +20,8 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 
+use crate::calibration;
+use crate::calibration::data::DataOptions;
 use crate::error::hint;
 use crate::llama4::Llama4;
 use crate::output::companions::{self, Card, Companion};
@@ -34,13 +36,14 @@ use crate::progress::Control;
 use crate::quant::scheme::Scheme;
 use crate::quant::{Errors, Method};
 
-use calibrate::Calibration;
+use calibrate::{Calibration, Judging};
 use policy::Seen;
 use statistics::{Known, Statistics};
 
-pub use calibrate::CalibrationOptions;
+pub use calibrate::SolverOptions;
 pub use choose::{Choice, Selection, patterns};
 pub use report::{DryRun, LayerReport, Report, WeightReport};
+pub use statistics::knowledge;
 
 /// What to do.
 #[derive(Clone, Debug)]
@@ -60,9 +63,11 @@ pub struct Options {
     /// Compute the SHA-256 of the source's files for the manifest: reads all of the source.
     pub hash_source: bool,
     /// Text to calibrate with.
-    pub calibration: Option<CalibrationOptions>,
+    pub calibration: Option<DataOptions>,
     /// A statistics file or an importance matrix, instead of text.
     pub stats: Option<PathBuf>,
+    /// How either is used.
+    pub solver: SolverOptions,
 }
 
 /// A run that is ready to begin: everything that is known before one weight is read.
@@ -76,6 +81,7 @@ pub struct Job<'a> {
     settings: BTreeMap<String, String>,
     calibration: Option<Calibration>,
     statistics: Option<Statistics>,
+    judging: Judging,
 }
 
 impl<'a> Job<'a> {
@@ -108,18 +114,23 @@ impl<'a> Job<'a> {
         let here = model.checkpoint.require_here().is_ok();
         let companions = if here { companions(&model, &mut choice, &plan)? } else { Vec::new() };
         let mut settings = settings(options, &choice);
-        check_data(&choice, options.calibration.is_some(), calibrate::is_of_use(&plan))?;
+        let statistics = options.stats.as_deref();
+        let statistics = statistics.map(|path| Statistics::open(path, &model, control)).transpose()?;
+        check_data(&choice, options.calibration.is_some(), statistics.as_ref(), calibrate::is_of_use(&plan))?;
+        let judging = Judging::new(&model.config.text, &options.solver)?;
         let calibration = options.calibration.as_ref();
         let calibration = calibration.map(|data| Calibration::new(&model, data, control)).transpose()?;
         if let Some(calibration) = &calibration {
             settings.extend(calibration.settings.clone());
+            settings.extend(judging.settings());
         }
-        let statistics = options.stats.as_deref();
-        let statistics = statistics.map(|path| Statistics::open(path, &model, control)).transpose()?;
         if let Some(statistics) = &statistics {
             settings.insert("statistics sha256".into(), statistics.sha256.clone());
+            if statistics.in_place_of_text(&choice.targets).is_some() {
+                settings.extend(judging.settings());
+            }
         }
-        Ok(Self { options, model, choice, plan, companions, settings, calibration, statistics })
+        Ok(Self { options, model, choice, plan, companions, settings, calibration, statistics, judging })
     }
 
     /// What engines cannot serve, what a rule could not do, and what the person who calibrates should know.
@@ -136,11 +147,12 @@ impl<'a> Job<'a> {
         let Self { options, model, choice, plan, .. } = self;
         self.job().check_destination()?;
         let mut dry_run = DryRun::new(options, model, choice, plan, control)?;
-        if let Some(calibration) = &self.calibration {
-            let shares = calibrate::Shares::new(model, &choice.targets, plan, &calibration.sequences, control)?;
+        if self.calibration.is_some() || self.stored().is_some() {
+            let sequences = self.calibration.as_ref().map(|calibration| &calibration.sequences);
+            let shares = calibrate::Shares::new(model, &choice.targets, plan, sequences, control)?;
             dry_run.forecast.memory_bytes = dry_run.forecast.memory_bytes.max(shares.most);
-            dry_run.warnings.extend(calibration.notes.clone());
         }
+        dry_run.warnings.extend(self.calibration.iter().flat_map(|calibration| calibration.notes.clone()));
         Ok(dry_run)
     }
 
@@ -158,14 +170,19 @@ impl<'a> Job<'a> {
         let weights = |totals: &[Vec<Errors>]| report::weights(model, choice, plan, totals, seen.get());
         let records = |totals: &[Vec<Errors>]| weights(totals).iter().map(WeightReport::record).collect();
         let perform = |run: &Run<'_>| {
-            let known = match (&self.calibration, &self.statistics) {
-                (Some(calibration), _) => calibrate::perform(run, &choice.targets, calibration, control)?,
-                (None, Some(statistics)) => {
+            let known = match (&self.calibration, self.stored(), &self.statistics) {
+                (Some(calibration), ..) => {
+                    calibrate::perform(run, &choice.targets, calibration, self.judging, control)?
+                }
+                (None, Some(stored), _) => {
+                    calibrate::perform_stored(run, &choice.targets, stored, self.judging, control)?
+                }
+                (None, None, Some(statistics)) => {
                     let known = statistics.seen(model, &choice.targets)?;
                     run.perform(&Vec::from_iter(0..plan.tasks.len()), &Known { statistics, model })?;
                     known
                 }
-                (None, None) => return executor::fill(run),
+                (None, None, None) => return executor::fill(run),
             };
             let note = |seen: &Seen| format!("{}, {} tokens", seen.policy, seen.tokens);
             let notes = known.iter().map(|known| known.as_ref().map(note)).collect();
@@ -179,6 +196,11 @@ impl<'a> Job<'a> {
             report::recall(&mut weights, &self.options.out)?;
         }
         Ok(Report::new(self, weights, done.resumed, began.elapsed()))
+    }
+
+    /// Statistics that take the place of text.
+    fn stored(&self) -> Option<&calibration::statistics::Statistics> {
+        self.statistics.as_ref()?.in_place_of_text(&self.choice.targets)
     }
 
     fn job(&self) -> job::Job<'_> {
@@ -266,7 +288,7 @@ every file what its SHA-256 is; `l4tool verify` checks both.",
 }
 
 /// Refuses methods and schemes that need data without any, and data that nothing makes use of.
-fn check_data(choice: &Choice, given: bool, is_of_use: bool) -> Result<()> {
+fn check_data(choice: &Choice, given: bool, statistics: Option<&Statistics>, is_of_use: bool) -> Result<()> {
     if given && !is_of_use {
         return Err(hint(
             "nothing that was asked for makes use of calibration data",
@@ -274,14 +296,18 @@ fn check_data(choice: &Choice, given: bool, is_of_use: bool) -> Result<()> {
         ));
     }
     let wanting = choice.targets.iter().flatten();
-    let mut wanting = wanting.filter(|target| target.method.needs_data() || target.scheme.needs_data());
+    let mut wanting = wanting.filter(|target| {
+        let needs = target.method.needs_data() || target.scheme.needs_data();
+        needs && !statistics.is_some_and(|statistics| statistics.serves(target))
+    });
     match wanting.next() {
         Some(target) if !given => {
             let what = if target.scheme.needs_data() { "the scheme" } else { "the method" };
             let name = if target.scheme.needs_data() { target.scheme.to_string() } else { target.method.to_string() };
             Err(hint(
                 format!("{what} `{name}` needs calibration data"),
-                "give text with `--data`; without data, `--method search` and `--scheme fp8-dynamic` are the best choices",
+                "give text with `--data`, or for gptq and fp8-static what `l4tool calibrate --hessians` has written with `--stats`; \
+                 without either, `--method search` and `--scheme fp8-dynamic` are the best choices",
             ))
         }
         _ => Ok(()),

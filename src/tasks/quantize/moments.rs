@@ -1,5 +1,9 @@
 //! What is summed of the rows that go into a site, depending on what its weights' schemes and methods ask for.
 
+use anyhow::{Context, Result};
+
+use crate::calibration::Site;
+use crate::calibration::statistics::Statistics;
 use crate::kernels::gemm::{Threads, View};
 use crate::output::modules::Target;
 use crate::quant::{Hessian, Method};
@@ -88,6 +92,25 @@ impl Inner {
 }
 
 impl Moments {
+    /// What was written down of a site. None of a network's inner activations is.
+    ///
+    /// # Errors
+    /// The file cannot be read, or holds values that cannot be.
+    pub(super) fn stored(statistics: &Statistics, site: Site, width: usize, needs: Needs) -> Result<Self> {
+        let rows = statistics.rows(site) as f64;
+        let mut moments =
+            Self { rows, amax: statistics.amax(site)?, ..Self::new(width, Needs { hessian: false, ..needs }) };
+        moments.needs = needs;
+        if needs.squares {
+            moments.squares = statistics.sum2(site)?;
+        }
+        if needs.hessian {
+            let sums = statistics.hessian(site)?.context("the statistics hold no Hessians")?;
+            moments.hessian = Some(Hessian::from_sums(width, rows, sums));
+        }
+        Ok(moments)
+    }
+
     /// Nothing summed yet.
     pub(super) fn new(width: usize, needs: Needs) -> Self {
         Self {

@@ -11,11 +11,12 @@ use std::sync::{Arc, Mutex};
 use anyhow::Result;
 use half::bf16;
 
-use super::calibrate::Calibration;
+use super::calibrate::Judging;
 use super::factors;
 use super::moments::{Moments, Needs};
 use super::policy::{Basis, Policy, Seen};
 use super::state;
+use crate::calibration::statistics::Statistics;
 use crate::calibration::store::Rows;
 use crate::calibration::{Observer, Place, Site};
 use crate::kernels::gemm::{Layout, Threads, View, ViewMut, matmul};
@@ -39,7 +40,7 @@ pub(super) struct Solver<'r, 'a> {
     written: Written<'r, 'a>,
     model: &'a Llama4,
     targets: &'r [Option<Target>],
-    calibration: &'r Calibration,
+    judging: Judging,
     /// Tasks that may run at the same time.
     at_once: usize,
     /// Where a layer's end is kept for a process that goes on.
@@ -85,7 +86,7 @@ impl<'r, 'a> Solver<'r, 'a> {
     pub(super) fn new(
         run: &'r Run<'a>,
         targets: &'r [Option<Target>],
-        calibration: &'r Calibration,
+        judging: Judging,
         at_once: usize,
         folder: PathBuf,
     ) -> Self {
@@ -96,7 +97,7 @@ impl<'r, 'a> Solver<'r, 'a> {
             written: Written::new(run),
             model,
             targets,
-            calibration,
+            judging,
             at_once,
             folder,
             indices: model.weights.iter().enumerate().map(key).collect(),
@@ -105,6 +106,58 @@ impl<'r, 'a> Solver<'r, 'a> {
             layer: LayerState::default(),
             kept: Mutex::default(),
         }
+    }
+
+    /// Quantizes the weights of a layer by what was written down of their inputs; `counts` are the tokens that went to each expert.
+    pub(super) fn solve_stored(&mut self, statistics: &Statistics, layer: usize, counts: &[u64]) -> Result<()> {
+        let single = [
+            Place::AttentionInput,
+            Place::AttentionOutput,
+            Place::DenseGateUp,
+            Place::DenseDown,
+            Place::SharedGateUp,
+            Place::SharedDown,
+        ];
+        for place in single {
+            self.solve_stored_site(statistics, Site { layer, place })?;
+        }
+        let counts: Vec<usize> = counts.iter().map(|&count| count as usize).collect();
+        self.rounds(layer, &counts);
+        // What is pooled is known before any expert, and nothing is to be added.
+        let pooling = std::mem::take(&mut self.layer.pooling);
+        let places: [fn(usize) -> Place; 2] = [Place::ExpertGateUp, Place::ExpertDown];
+        for (pool, place) in places.into_iter().enumerate() {
+            let sites = || (0..counts.len()).map(|expert| Site { layer, place: place(expert) });
+            if pooling[pool] {
+                for site in sites().filter(|&site| statistics.rows(site) > 0) {
+                    if self.needs(site).is_nothing() {
+                        continue;
+                    }
+                    let own = self.stored(statistics, site)?;
+                    self.layer.pooled[pool].get_or_insert_with(|| own.empty()).merge(&own);
+                }
+            }
+            for site in sites() {
+                self.solve_stored_site(statistics, site)?;
+            }
+            self.layer.pooled[pool] = None;
+        }
+        Ok(())
+    }
+
+    fn solve_stored_site(&mut self, statistics: &Statistics, site: Site) -> Result<()> {
+        if self.targets(site).is_empty() {
+            return Ok(());
+        }
+        let rows = statistics.rows(site);
+        if rows > 0 && !self.needs(site).is_nothing() && !self.is_finished(site) {
+            self.current = Some(self.stored(statistics, site)?);
+        }
+        self.seen(site, rows as usize)
+    }
+
+    fn stored(&self, statistics: &Statistics, site: Site) -> Result<Moments> {
+        Moments::stored(statistics, site, site.width(&self.model.config.text), self.needs(site))
     }
 
     /// A finished weight's numbers, `[out, in]`.
@@ -189,7 +242,7 @@ impl<'r, 'a> Solver<'r, 'a> {
             Some(expert) if self.is_few(expert) => match rows {
                 0 if self.layer.routed == 0 => Basis::Nothing,
                 0 => Basis::Pooled,
-                _ if self.calibration.shrink > 0.0 => Basis::Blended,
+                _ if self.judging.shrink > 0.0 => Basis::Blended,
                 _ => Basis::Own,
             },
             _ => Basis::Own,
@@ -204,7 +257,7 @@ impl<'r, 'a> Solver<'r, 'a> {
             (Basis::Pooled | Basis::Blended, Some(pooled)) => {
                 let mut own = own.unwrap_or_else(|| self.moments(site));
                 // Without a token of its own any weight of the others' is all there is.
-                let tau = if basis == Basis::Pooled { 1.0 } else { self.calibration.shrink };
+                let tau = if basis == Basis::Pooled { 1.0 } else { self.judging.shrink };
                 own.blend(pooled, tau);
                 Some(own)
             }
@@ -223,7 +276,7 @@ impl<'r, 'a> Solver<'r, 'a> {
         let targets = self.targets(site);
         let index = targets[0].0;
         let (mut known, basis) = if !self.is_finished(site) {
-            Known::of(moments, basis, self.calibration.damping)
+            Known::of(moments, basis, self.judging.damping)
         } else if state::is_unusable(&self.folder, index) {
             (Known::default(), Basis::Unusable)
         } else {
@@ -300,7 +353,7 @@ impl Observer for Solver<'_, '_> {
 
     /// Experts with enough tokens one by one; those with few together at the end, when all of the layer is known.
     fn rounds(&mut self, layer: usize, counts: &[usize]) -> Option<Vec<Vec<usize>>> {
-        let few: Vec<bool> = counts.iter().map(|&count| count < self.calibration.enough).collect();
+        let few: Vec<bool> = counts.iter().map(|&count| count < self.judging.enough).collect();
         let last: Vec<usize> = (0..counts.len()).filter(|&expert| few[expert]).collect();
         let place: [fn(usize) -> Place; 2] = [Place::ExpertGateUp, Place::ExpertDown];
         let open = |place: fn(usize) -> Place| {

@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::Result;
 
 use super::policy::{Basis, Policy, Seen};
-use crate::calibration::evidence;
+use crate::calibration::{evidence, statistics};
 use crate::error::hint;
 use crate::llama4::Llama4;
 use crate::output::evidence::{Evidence, Inputs};
@@ -14,6 +14,17 @@ use crate::output::modules::Target;
 use crate::output::origin;
 use crate::progress::Control;
 use crate::quant::Method;
+use crate::quant::scheme::Knowledge;
+
+/// What is known of a model's inputs from a file, before it is held against the model.
+///
+/// # Errors
+/// It is neither a statistics file nor an importance matrix.
+pub fn knowledge(path: &Path) -> Result<Knowledge> {
+    let file = evidence::Evidence::open(path)?;
+    let hessians = file.statistics().is_some_and(|statistics| statistics.meta.hessians);
+    Ok(if hessians { Knowledge::Hessians } else { Knowledge::Statistics })
+}
 
 /// Statistics of a model's inputs, opened.
 #[derive(Debug)]
@@ -34,6 +45,24 @@ impl Statistics {
         let file = evidence::Evidence::open(path)?;
         file.check_model(model)?;
         Ok(Self { loads: file.loads(model)?, file, sha256: origin::hash_file(path, control)? })
+    }
+
+    /// The file, if it can take the place of text for weights that need more than importances: it is l4tool's own, and holds what
+    /// the targets need.
+    pub(super) fn in_place_of_text(&self, targets: &[Option<Target>]) -> Option<&statistics::Statistics> {
+        let targets = || targets.iter().flatten();
+        let wanted = targets().any(|target| target.method == Method::Gptq || target.scheme.needs_data());
+        self.file.statistics().filter(|_| wanted && targets().all(|target| self.serves(target)))
+    }
+
+    /// Whether it holds what quantizing a weight like this needs.
+    pub(super) fn serves(&self, target: &Target) -> bool {
+        let statistics = self.file.statistics();
+        match target.method {
+            Method::Gptq => statistics.is_some_and(|statistics| statistics.meta.hessians),
+            Method::Awq => false,
+            Method::Rtn | Method::Search => statistics.is_some() || !target.scheme.needs_data(),
+        }
     }
 
     /// What the file knows of every weight that is to be quantized.
