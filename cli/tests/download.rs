@@ -370,6 +370,12 @@ fn headers_of_gguf_files_tell_the_same_as_the_files() {
     ]);
     run(&mut served.l4tool("verify hf://a/both/types.gguf"))
         .refused(&["this needs the weights", "l4tool download a/both --include 'types.gguf'"]);
+    run(&mut served.l4tool("verify hf://a/many@refs/pr/1/BF16/small-00001-of-00003.gguf"))
+        .refused(&["l4tool download a/many@refs/pr/1 --include 'BF16/small-*-of-00003.gguf'"]);
+    // An importance matrix is no model, and a tensor that is to be fetched no large one.
+    fs::remove_file(served.repo("a/both").join("types.gguf")).unwrap();
+    fs::copy(testdata("gguf/sample.gguf"), served.repo("a/both").join("a.imatrix.gguf")).unwrap();
+    run(&mut served.l4tool("inspect hf://a/both")).ok();
     // What is wrong is said in the same words.
     let cut = served.repo("a/many/BF16/types.gguf");
     let bytes = fs::read(&cut).unwrap();

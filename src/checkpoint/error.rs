@@ -6,7 +6,7 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::remote;
+use super::{gguf, remote};
 use crate::dtype::Dtype;
 
 /// Why a checkpoint cannot be opened, or can no longer be trusted.
@@ -148,10 +148,16 @@ impl FormatError {
             Kind::Elsewhere => {
                 let address = self.file.to_string_lossy();
                 let name = address.trim_start_matches("hf:").trim_start_matches('/');
-                return Some(match name.match_indices('/').nth(1).filter(|_| name.ends_with(".gguf")) {
+                // A revision that is called `refs/pr/1` has slashes of its own.
+                let slashes = if name.split('/').nth(1).is_some_and(|name| name.ends_with("@refs")) { 3 } else { 1 };
+                return Some(match name.match_indices('/').nth(slashes).filter(|_| name.ends_with(".gguf")) {
                     Some((end, _)) => {
                         let (repository, file) = (&name[..end], &name[end + 1..]);
-                        format!("fetch it first: `l4tool download {repository} --include '{file}' -o FOLDER`")
+                        let all = match gguf::model_of(file) {
+                            (prefix, Some(count)) => format!("{prefix}-*-of-{count:05}.gguf"),
+                            (name, None) => name.to_owned(),
+                        };
+                        format!("fetch it first: `l4tool download {repository} --include '{all}' -o FOLDER`")
                     }
                     None => format!("fetch it first: `l4tool download {name} -o FOLDER`"),
                 });

@@ -309,7 +309,7 @@ impl Checkpoint {
         Ok(found.map(|(_, content)| content))
     }
 
-    /// Names of safetensors files in the folder that are no part of this checkpoint (consolidated copies, adapters): worth a note.
+    /// Names of weight files in the folder that are no part of this checkpoint (consolidated copies, adapters, importance matrices): worth a note.
     /// Empty when a file was opened by its own path.
     pub fn unlisted(&self) -> &[String] {
         &self.unlisted

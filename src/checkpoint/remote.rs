@@ -14,6 +14,7 @@ use anyhow::Result;
 
 use super::error::{FormatError, Kind};
 use super::folder::is_weights;
+use super::gguf::GgufTensor;
 use super::index::{self, INDEX_NAME, Index};
 use super::mmap::Map;
 use super::{CONFIG_BYTES_MAX, CONFIG_NAMES, Checkpoint, Part, SideFile, gguf, safetensors, take_single};
@@ -29,7 +30,7 @@ const FIRST_BYTES: u64 = 8 << 10;
 const GGUF_FIRST_BYTES: u64 = 64 << 10;
 const GGUF_MORE_BYTES_MAX: u64 = 8 << 20;
 
-/// The longest head of a GGUF file that is fetched.
+/// Most bytes of heads of GGUF files that are fetched.
 const GGUF_BYTES_MAX: u64 = 256 << 20;
 
 /// The largest tensor that is fetched with the headers.
@@ -65,7 +66,7 @@ impl Checkpoint {
             if !files.contains_key(file) {
                 return Err(not_found(&path.join(file)).into());
             }
-            files.retain(|name, _| gguf::model_name(name) == gguf::model_name(file));
+            files.retain(|name, _| gguf::model_of(name) == gguf::model_of(file));
             return open_gguf(path, remote, files, value);
         }
         if !files.keys().any(|name| is_weights(name)) && files.keys().any(|name| gguf::is_name(name)) {
@@ -118,19 +119,22 @@ impl Checkpoint {
     }
 }
 
-/// Opens the one model in GGUF among `files`. A repository may have its vision part in several formats, which are left out then.
+/// Opens the one model in GGUF among `files`. What files are is judged by their names, so that no head is fetched in vain. A repository
+/// may have its vision part in several formats, which are left out then.
 fn open_gguf(path: &Path, remote: &dyn Remote, files: BTreeMap<String, u64>, value: &str) -> Result<Checkpoint> {
+    let names = || files.keys().filter(|name| gguf::is_name(name));
+    let mut left_out: Vec<String> = names().filter(|name| gguf::is_imatrix_name(name)).cloned().collect();
     let (mut visions, texts): (Vec<&String>, Vec<&String>) =
-        files.keys().filter(|name| gguf::is_name(name)).partition(|name| gguf::is_vision_name(name));
-    // Names are sorted, so that the parts of a model follow each other.
-    let mut models = texts.clone();
-    models.dedup_by_key(|name| gguf::model_name(name));
-    if let [first, second, ..] = models[..] {
-        let (count, first, second) = (models.len(), first.clone(), second.clone());
+        names().filter(|name| !left_out.contains(name)).partition(|name| gguf::is_vision_name(name));
+    let models: BTreeMap<_, &String> = texts.iter().rev().map(|name| (gguf::model_of(name), *name)).collect();
+    let mut two = models.values();
+    if let (count @ 2.., Some(&first), Some(&second)) = (models.len(), two.next(), two.next()) {
+        let (first, second) = (first.clone(), second.clone());
         return Err(FormatError::new(path, Kind::SeveralModels { what: "text models", count, first, second }).into());
     }
-    let left_out = if visions.len() > 1 { std::mem::take(&mut visions) } else { Vec::new() };
-    let left_out: Vec<String> = left_out.into_iter().cloned().collect();
+    if visions.len() > 1 {
+        left_out.extend(visions.drain(..).cloned());
+    }
     let mut names: Vec<String> = texts.into_iter().chain(visions).cloned().collect();
     names.sort_unstable();
     let opened = RefCell::new(gguf_heads(path, remote, &files, &names, value)?);
@@ -154,16 +158,22 @@ fn gguf_heads(
     names: &[String],
     value: &str,
 ) -> Result<BTreeMap<String, gguf::Gguf>> {
-    let mut opened = BTreeMap::new();
+    let (mut opened, mut total) = (BTreeMap::new(), 0);
     let mut pending: Vec<(&String, Vec<u8>, u64)> =
         names.iter().map(|name| (name, Vec::new(), GGUF_FIRST_BYTES)).collect();
     while !pending.is_empty() {
         let range = |(name, here, least): &(&String, Vec<u8>, u64)| {
             let here = here.len() as u64;
             let end = (*least).max(here + (3 * here).min(GGUF_MORE_BYTES_MAX));
-            ((*name).clone(), here..end.min(GGUF_BYTES_MAX).min(files[*name]))
+            ((*name).clone(), here..end.min(files[*name]))
         };
-        let fetched = remote.read(&pending.iter().map(range).collect::<Vec<_>>())?;
+        let ranges: Vec<(String, Range<u64>)> = pending.iter().map(range).collect();
+        total += ranges.iter().map(|(_, range)| range.end - range.start).sum::<u64>();
+        if total > GGUF_BYTES_MAX {
+            let kind = Kind::TooLarge { bytes: total, cap: GGUF_BYTES_MAX };
+            return Err(FormatError::new(&path.join(&ranges[0].0), kind).into());
+        }
+        let fetched = remote.read(&ranges)?;
         let mut longer = Vec::new();
         for ((name, mut here, _), more) in pending.into_iter().zip(fetched) {
             here.extend_from_slice(&more);
@@ -171,9 +181,6 @@ fn gguf_heads(
             match gguf::Gguf::describe(&path, here, files[name])? {
                 Ok(file) => {
                     opened.insert(name.clone(), file);
-                }
-                Err((_, bytes)) if bytes > GGUF_BYTES_MAX => {
-                    return Err(FormatError::new(&path, Kind::TooLarge { bytes, cap: GGUF_BYTES_MAX }).into());
                 }
                 Err((here, least)) => longer.push((name, here, least)),
             }
@@ -183,7 +190,7 @@ fn gguf_heads(
     with_value(remote, opened, value)
 }
 
-/// Fetches the tensor called `value`, where there is one and it is small.
+/// Fetches the tensor called `value`, where there is one.
 fn with_value(
     remote: &dyn Remote,
     opened: BTreeMap<String, gguf::Gguf>,
@@ -191,9 +198,12 @@ fn with_value(
 ) -> Result<BTreeMap<String, gguf::Gguf>> {
     let mut with_value = BTreeMap::new();
     for (name, file) in opened {
-        let tensor = file.tensor(value).filter(|tensor| tensor.bytes <= VALUE_BYTES_MAX).cloned();
-        let file = match tensor {
+        let file = match file.tensor(value).cloned() {
             None => file,
+            Some(GgufTensor { name, bytes, .. }) if bytes > VALUE_BYTES_MAX => {
+                let kind = Kind::TooLarge { bytes, cap: VALUE_BYTES_MAX };
+                return Err(FormatError::tensor(&file.path, &name, kind).into());
+            }
             Some(tensor) => {
                 let range = tensor.offset..tensor.offset + tensor.bytes;
                 let fetched = remote.read(&[(name.clone(), range)])?.into_iter().flatten().collect();

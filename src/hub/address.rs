@@ -75,10 +75,11 @@ impl Location {
     /// As [`Address::parse`], or the file's path leads out of the repository.
     pub fn of_path(path: &Path) -> Result<Option<Self>> {
         let Some(text) = path.to_str().filter(|text| text.starts_with(SCHEME)) else { return Ok(None) };
-        if !text.ends_with(FILE_ENDING) {
+        let parts: Vec<&str> = text[SCHEME.len()..].split('/').collect();
+        // A repository may be called like a file.
+        if !text.ends_with(FILE_ENDING) || parts.len() <= 2 {
             return Address::parse(text).map(|address| Some(Self { address, file: None }));
         }
-        let parts: Vec<&str> = text[SCHEME.len()..].split('/').collect();
         let is_refs = parts.get(1).is_some_and(|name| name.ends_with(&format!("@{REFS}")));
         let repository = if is_refs { 4 } else { 2 };
         if parts.len() <= repository || !is_plain_path(&parts[repository..].join("/")) {
@@ -173,6 +174,7 @@ mod tests {
         for (text, repo, revision, file) in [
             ("hf://a/b", "a/b", "main", None),
             ("hf://a/b@refs/pr/1", "a/b", "refs/pr/1", None),
+            ("hf://a/b.gguf", "a/b.gguf", "main", None),
             ("hf://a/b/c.gguf", "a/b", "main", Some("c.gguf")),
             ("hf://a/b@v1/Q4/c-00001-of-00002.gguf", "a/b", "v1", Some("Q4/c-00001-of-00002.gguf")),
             ("hf://a/b@refs/pr/1/c.gguf", "a/b", "refs/pr/1", Some("c.gguf")),
@@ -180,14 +182,7 @@ mod tests {
             let address = Address { repo: repo.into(), revision: revision.into() };
             assert_eq!(location(text), Some(Location { address, file: file.map(str::to_owned) }), "{text}");
         }
-        for wrong in [
-            "hf://b.gguf",
-            "hf://a/b.gguf",
-            "hf://a/b/../c.gguf",
-            "hf://a/b@refs/pr/c.gguf",
-            "hf://a/b@/c.gguf",
-            "hf://a/b//c.gguf",
-        ] {
+        for wrong in ["hf://a/b/../c.gguf", "hf://a/b@refs/pr/c.gguf", "hf://a/b@/c.gguf", "hf://a/b//c.gguf"] {
             assert!(Location::of_path(Path::new(wrong)).is_err(), "{wrong}");
         }
     }

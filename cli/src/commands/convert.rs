@@ -59,7 +59,7 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "SIZE", default_value = "5GB")]
     shard_size: Size,
     #[command(flatten)]
-    made: OutputArguments,
+    output_flags: OutputArguments,
     #[command(flatten, next_help_heading = "GGUF")]
     gguf: GgufArguments,
 }
@@ -104,7 +104,7 @@ enum Vision {
 
 /// Runs the command.
 pub(crate) fn run(arguments: Arguments, context: &Context) -> Result<Outcome> {
-    let dry_run = arguments.made.dry_run;
+    let dry_run = arguments.output_flags.dry_run;
     if arguments.to == Layout::Gguf {
         return gguf::run(&arguments.gguf_options()?, dry_run, None, context);
     }
@@ -159,8 +159,8 @@ impl Arguments {
             instruct: self.instruct,
             overflow: if self.clamp { Overflow::Clamp } else { Overflow::Refuse },
             requantize: false,
-            existing: self.made.existing(),
-            hash_source: self.made.hash_source,
+            existing: self.output_flags.existing(),
+            hash_source: self.output_flags.hash_source,
         })
     }
 
@@ -181,8 +181,8 @@ impl Arguments {
             text_only: self.vision == Some(Vision::Drop),
             instruct: self.instruct,
             shard_bytes_max: self.shard_size.0,
-            existing: self.made.existing(),
-            hash_source: self.made.hash_source,
+            existing: self.output_flags.existing(),
+            hash_source: self.output_flags.hash_source,
         }
     }
 }

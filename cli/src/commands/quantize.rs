@@ -70,8 +70,8 @@ pub(crate) struct Arguments {
     /// Calibrate with the small set of text that comes with l4tool; text of your own is better
     #[arg(long, conflicts_with = "data", help_heading = "Calibration")]
     calibrate: bool,
-    /// What `l4tool calibrate` or `llama-imatrix` has written, instead of text: weighs errors for the method search; with
-    /// `calibrate --hessians` for gptq too
+    /// What `l4tool calibrate` or `llama-imatrix` has written, instead of text: weighs errors for the method search; what
+    /// calibrate has written serves fp8-static too, and with its --hessians gptq
     #[arg(long, value_name = "STATS", conflicts_with_all = ["data", "calibrate"], help_heading = "Calibration")]
     stats: Option<PathBuf>,
     /// For gptq: added to the diagonal of the second moments, as a share of its mean
@@ -97,7 +97,7 @@ pub(crate) struct Arguments {
     #[arg(long)]
     requantize: bool,
     #[command(flatten)]
-    made: OutputArguments,
+    output_flags: OutputArguments,
     /// One type for all tensors instead of the preset's mixture
     #[arg(long, help_heading = "GGUF")]
     pure: bool,
@@ -112,7 +112,7 @@ pub(crate) struct Arguments {
 
 /// Runs the command.
 pub(crate) fn run(arguments: Arguments, context: &Context) -> Result<Outcome> {
-    let dry_run = arguments.made.dry_run;
+    let dry_run = arguments.output_flags.dry_run;
     // Without a dry run the source has to be here, and opening it says so.
     let remote = if dry_run { arguments.hub.model(&arguments.checkpoint, context)? } else { None };
     if let Some((preset, rules)) = arguments.gguf_preset()? {
@@ -187,8 +187,8 @@ impl Arguments {
             instruct: false,
             overflow: Overflow::Refuse,
             requantize: self.requantize,
-            existing: self.made.existing(),
-            hash_source: self.made.hash_source,
+            existing: self.output_flags.existing(),
+            hash_source: self.output_flags.hash_source,
         })
     }
 
@@ -211,9 +211,9 @@ impl Arguments {
             out: self.output,
             selection,
             shard_bytes_max: self.shard_size.0,
-            existing: self.made.existing(),
+            existing: self.output_flags.existing(),
             requantize: self.requantize,
-            hash_source: self.made.hash_source,
+            hash_source: self.output_flags.hash_source,
             calibration,
             stats: self.stats,
             solver: SolverOptions { damping: self.damping, expert_tokens: self.expert_tokens, shrink: self.shrink },

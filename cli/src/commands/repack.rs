@@ -83,12 +83,12 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "SIZE")]
     shard_size: Option<Size>,
     #[command(flatten)]
-    made: OutputArguments,
+    output_flags: OutputArguments,
 }
 
 /// Runs the command.
 pub(crate) fn run(arguments: Arguments, context: &Context) -> Result<Outcome> {
-    let (dry_run, ignore_fit) = (arguments.made.dry_run, arguments.ignore_fit);
+    let (dry_run, ignore_fit) = (arguments.output_flags.dry_run, arguments.ignore_fit);
     let options = arguments.options()?;
     let job = Job::new(&options)?;
     let refused = !job.fits() && !ignore_fit;
@@ -132,8 +132,8 @@ impl Arguments {
             kv_fp8: self.kv_dtype == KvDtype::Fp8,
             context: self.context,
             sequences: self.sequences,
-            existing: self.made.existing(),
-            hash_source: self.made.hash_source,
+            existing: self.output_flags.existing(),
+            hash_source: self.output_flags.hash_source,
         })
     }
 }

@@ -10,6 +10,9 @@ use crate::calibration::{Place, Site};
 use crate::checkpoint::{Checkpoint, Edges, TensorInfo};
 use crate::llama4::Llama4;
 
+/// Bytes of a Hessian that are read before their pages are given back.
+const STRIPE_BYTES: usize = 4 << 20;
+
 /// Statistics in a file. Routing is in memory; moments are read where they lie.
 #[derive(Debug)]
 pub struct Statistics {
@@ -152,36 +155,35 @@ impl Statistics {
             return Ok(None);
         }
         let width = width(&self.meta.model, site.place);
+        let (id, bytes) = (self.tensor(site, "in_hessian")?, width * width * size_of::<f32>());
+        let start = (site.expert().unwrap_or(0) * bytes) as u64;
+        let end = start + bytes as u64;
         let mut sums = Vec::with_capacity(width * width);
-        // Row by row, as it is large and no second copy is wanted.
-        for row in 0..width {
-            let start = site.expert().unwrap_or(0) * width + row;
-            sums.extend(self.row::<4>(site, "in_hessian", start, width)?.map(f32::from_le_bytes));
+        // It is large, and no second copy is wanted.
+        for at in (start..end).step_by(STRIPE_BYTES) {
+            let range = at..(at + STRIPE_BYTES as u64).min(end);
+            let values = self.file.range(id, range.clone()).chunks_exact(size_of::<f32>());
+            sums.extend(values.map(|bytes| f32::from_le_bytes(bytes.try_into().expect("a chunk has four bytes"))));
+            self.file.release(id, range, Edges::Drop);
         }
         Ok(Some(sums))
     }
 
     /// `count` values of a site's tensor; those of an expert are its own row.
     fn floats<const N: usize>(&self, site: Site, what: &str, count: usize) -> Result<impl Iterator<Item = [u8; N]>> {
-        self.row(site, what, site.expert().unwrap_or(0), count)
-    }
-
-    /// A row of `count` values of a site's tensor.
-    fn row<const N: usize>(
-        &self,
-        site: Site,
-        what: &str,
-        row: usize,
-        count: usize,
-    ) -> Result<impl Iterator<Item = [u8; N]> + use<N>> {
-        let name = place_name(site.layer, site.place, what);
-        let id = self.file.find(&name).with_context(|| format!("`{}` has no `{name}`", self.path.display()))?;
-        let start = (row * count * N) as u64;
+        let id = self.tensor(site, what)?;
+        let start = (site.expert().unwrap_or(0) * count * N) as u64;
         let range = start..start + (count * N) as u64;
         // Copied, because the map's pages go back at once.
         let bytes = self.file.range(id, range.clone()).to_vec();
-        self.file.release(id, range, Edges::Keep);
+        self.file.release(id, range, Edges::Drop);
         Ok((0..count).map(move |index| bytes[index * N..][..N].try_into().expect("a chunk has N bytes")))
+    }
+
+    /// The tensor of a site.
+    fn tensor(&self, site: Site, what: &str) -> Result<usize> {
+        let name = place_name(site.layer, site.place, what);
+        self.file.find(&name).with_context(|| format!("`{}` has no `{name}`", self.path.display()))
     }
 
     /// The bytes of a tensor, for merging.

@@ -60,14 +60,19 @@ pub(in crate::checkpoint) fn open_file(path: &Path, others: &Opener<'_>) -> Resu
     with_parts(Gguf::open(path)?, others)
 }
 
-/// What the parts of a model have in common in their names: of a file that is no part, its whole name.
-pub(in crate::checkpoint) fn model_name(name: &str) -> &str {
-    split_name(name).map_or(name, |(prefix, ..)| prefix)
+/// What the parts of a model have in common in their names, with their number; of a file that is no part, its whole name.
+pub(in crate::checkpoint) fn model_of(name: &str) -> (&str, Option<u32>) {
+    split_name(name).map_or((name, None), |(prefix, _, count)| (prefix, Some(count)))
 }
 
 /// Whether a file is a vision part, by its name.
 pub(in crate::checkpoint) fn is_vision_name(name: &str) -> bool {
-    name.starts_with("mmproj")
+    name.contains("mmproj")
+}
+
+/// Whether a file is an importance matrix, by its name.
+pub(in crate::checkpoint) fn is_imatrix_name(name: &str) -> bool {
+    name.contains("imatrix")
 }
 
 /// The model of a folder, from its GGUF files called `names`: one text model, and the vision part if there is one. Also gives
@@ -205,7 +210,8 @@ fn split_name(name: &str) -> Option<(&str, u32, u32)> {
     let (rest, count) = stem.rsplit_once("-of-")?;
     let (prefix, number) = rest.rsplit_once('-')?;
     let parse = |digits: &str| digits.parse::<u32>().ok().filter(|number| format!("{number:05}") == digits);
-    Some((prefix, parse(number)?, parse(count)?))
+    let (number, count) = (parse(number)?, parse(count)?);
+    (1..=count).contains(&number).then_some((prefix, number, count)).filter(|_| u64::from(count) <= PARTS_MAX)
 }
 
 fn part_name(prefix: &str, number: u32, count: u32) -> String {

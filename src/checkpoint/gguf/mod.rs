@@ -21,7 +21,9 @@ mod write;
 #[allow(clippy::unwrap_used)]
 mod tests;
 
-pub(super) use files::{from_folder, is_gguf, is_name, is_vision_name, model_name, open_file, open_folder};
+pub(super) use files::{
+    from_folder, is_gguf, is_imatrix_name, is_name, is_vision_name, model_of, open_file, open_folder,
+};
 pub use keys::{Head, Keys};
 pub use read::{Gguf, GgufTensor};
 pub use value::{Array, Value};

@@ -81,6 +81,11 @@ impl Gguf {
             (Ok(found), None) => found,
             (Err(fault), None) => return Err(at_fault(path, fault)),
         };
+        let padding = head.bytes - cursor.at as u64;
+        if padding > PADDING_BYTES_MAX {
+            let what = format!("`{ALIGNMENT_KEY}` leaves {padding} bytes between keys and data");
+            return Err(FormatError::new(path, malformed(what)));
+        }
         // Padding may be missing, which nobody reads.
         beginning.resize(head.bytes as usize, 0);
         let map = Map::fetched(vec![(0, beginning)]);
@@ -114,6 +119,9 @@ impl Gguf {
         self.map.release(tensor.offset..tensor.offset + tensor.bytes, Edges::Drop);
     }
 }
+
+/// Most bytes between the head of a file that lies elsewhere and its data; the usual alignment is 32.
+const PADDING_BYTES_MAX: u64 = 1 << 20;
 
 /// What [`Gguf::describe`] gives: a file, or its beginning again with the number of bytes that are needed.
 type Described = Result<Result<Gguf, (Vec<u8>, u64)>, FormatError>;

@@ -43,7 +43,7 @@ pub struct Normalization {
 }
 
 impl Normalization {
-    /// What lies beside a checkpoint, or what its own keys say.
+    /// What a checkpoint's own keys say, or what lies beside it.
     ///
     /// # Errors
     /// A file is not JSON or cannot be read, or says something else than three numbers.
@@ -54,20 +54,24 @@ impl Normalization {
 
 /// The three numbers called `name`.
 fn colours(checkpoint: &Checkpoint, name: &str) -> Result<Vec<f32>> {
+    let key = format!("clip.vision.{name}");
+    if let Some(numbers) = (0..checkpoint.files().len()).find_map(|file| checkpoint.keys(file)?.numbers(&key)) {
+        let numbers: Option<Vec<f32>> =
+            numbers.take(CHANNELS + 1).map(|number| Some(number.as_f64()? as f32)).collect();
+        let three = numbers.filter(|numbers| numbers.len() == CHANNELS);
+        return three.with_context(|| format!("the key `{key}` is not three numbers"));
+    }
     if checkpoint.require_here().is_ok() {
         for file in PROCESSORS {
             let Some(document) = json(checkpoint, file)? else { continue };
             let sections = [document.get("image_processor"), Some(&document)];
-            if let Some(found) = sections.into_iter().flatten().find_map(|section| section.get(name)) {
+            let mut found = sections.into_iter().flatten().filter_map(|section| section.get(name));
+            if let Some(found) = found.find(|found| !found.is_null()) {
                 return three(found).with_context(|| format!("`{file}`: `{name}` is {found}, not three numbers"));
             }
         }
     }
-    let key = format!("clip.vision.{name}");
-    let of_gguf = (0..checkpoint.files().len()).find_map(|file| checkpoint.keys(file)?.numbers(&key));
-    let Some(numbers) = of_gguf else { return Ok(vec![HALF; CHANNELS]) };
-    let numbers: Option<Vec<f32>> = numbers.take(CHANNELS + 1).map(|number| Some(number.as_f64()? as f32)).collect();
-    numbers.filter(|numbers| numbers.len() == CHANNELS).with_context(|| format!("the key `{key}` is not three numbers"))
+    Ok(vec![HALF; CHANNELS])
 }
 
 fn three(list: &Json) -> Option<Vec<f32>> {
@@ -111,8 +115,10 @@ pub fn part(model: &Llama4) -> Result<&VisionConfig> {
 
 /// By how much the pixel shuffle divides the sides of a picture.
 fn shuffled(vision: &VisionConfig) -> Option<u32> {
-    let factor = 1.0 / vision.pixel_shuffle_ratio;
-    (factor.fract() == 0.0 && factor <= f64::from(u32::MAX)).then_some(factor as u32)
+    let factor = (1.0 / vision.pixel_shuffle_ratio).round();
+    // A ratio such as a third has no exact number.
+    let fits = (vision.pixel_shuffle_ratio * factor - 1.0).abs() < 1e-6 && factor <= f64::from(u32::MAX);
+    fits.then_some(factor as u32)
 }
 
 /// Every tensor of the vision part, by name: the order of `llama-quantize`, which finds no layers in these names.

@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use anyhow::{Error, Result, bail};
 
-use crate::checkpoint::gguf::{self, Value};
+use crate::checkpoint::gguf::{Content, Value};
 use crate::checkpoint::shown;
 use crate::dtype::Dtype;
 use crate::error::hint;
@@ -165,9 +165,9 @@ impl<'a> Job<'a> {
         let importance = options.stats.as_deref();
         let importance =
             importance.map(|path| Importance::open(path, options.fallback, &model, control)).transpose()?;
-        let Content { tensors, mut keys, warnings, no_tokenizer } = match options.part {
-            Part::Text => Content::text(options, &model)?,
-            Part::Vision => Content::vision(options, &model)?,
+        let Contents { tensors, mut keys, warnings, no_tokenizer } = match options.part {
+            Part::Text => Contents::text(options, &model)?,
+            Part::Vision => Contents::vision(options, &model)?,
         };
         let dtypes = dtypes(options, &model, &tensors, importance.is_some())?;
         if !options.requantize {
@@ -255,14 +255,14 @@ impl<'a> Job<'a> {
 }
 
 /// What a file holds, but for the tensors' types.
-struct Content {
+struct Contents {
     tensors: Vec<GgufTensor>,
     keys: Vec<Key>,
     warnings: Vec<String>,
     no_tokenizer: Option<Error>,
 }
 
-impl Content {
+impl Contents {
     fn text(options: &Options, model: &Llama4) -> Result<Self> {
         let (pattern, limits) = limits::check(&model.config.text)?;
         let mut warnings = Vec::from_iter(left_out(model));
@@ -368,7 +368,7 @@ fn about(options: &Options, model: &Llama4) -> Result<About> {
 
 /// llama.cpp writes where its importance matrix lay; the name is enough, and the same everywhere.
 fn importance_key(importance: &Importance) -> Key {
-    ("quantize.imatrix.file".to_owned(), gguf::Content::Value(Value::String(importance.name.clone())))
+    ("quantize.imatrix.file".to_owned(), Content::Value(Value::String(importance.name.clone())))
 }
 
 /// The options that decide the bytes of the output, by name.

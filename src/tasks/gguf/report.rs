@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::Job;
 use super::importance::Basis;
 use crate::dtype::Dtype;
-use crate::llama4::Role;
+use crate::llama4::{Dialect, Role};
 use crate::output::gguf::plan::bytes_of;
 use crate::output::manifest::WeightRecord;
 use crate::output::preflight::Forecast;
@@ -223,7 +223,9 @@ impl DryRun {
             extents: tensor.extents.clone(),
             bytes: bytes_of(tensor, dtype),
         });
-        let missing = job.no_tokenizer.as_ref().map(|error| match job.model.checkpoint.is_elsewhere() {
+        // A GGUF file has its tokenizer in the head, which is here.
+        let is_elsewhere = job.model.checkpoint.is_elsewhere() && job.model.dialect != Dialect::Gguf;
+        let missing = job.no_tokenizer.as_ref().map(|error| match is_elsewhere {
             true => "the tokenizer was not fetched and is not counted; Llama 4's has 12 MB".to_owned(),
             false => format!("{error}; the file needs one"),
         });

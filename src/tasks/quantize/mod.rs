@@ -115,7 +115,7 @@ impl<'a> Job<'a> {
         let companions = if here { companions(&model, &mut choice, &plan)? } else { Vec::new() };
         let mut settings = settings(options, &choice);
         let statistics = options.stats.as_deref();
-        let statistics = statistics.map(|path| Statistics::open(path, &model, control)).transpose()?;
+        let statistics = statistics.map(|path| Statistics::open(path, &model)).transpose()?;
         check_data(&choice, options.calibration.is_some(), statistics.as_ref(), calibrate::is_of_use(&plan))?;
         let judging = Judging::new(&model.config.text, &options.solver)?;
         let calibration = options.calibration.as_ref();
@@ -124,8 +124,8 @@ impl<'a> Job<'a> {
             settings.extend(calibration.settings.clone());
             settings.extend(judging.settings());
         }
-        if let Some(statistics) = &statistics {
-            settings.insert("statistics sha256".into(), statistics.sha256.clone());
+        if let (Some(statistics), Some(path)) = (&statistics, &options.stats) {
+            settings.insert("statistics sha256".into(), origin::hash_file(path, control)?);
             if statistics.in_place_of_text(&choice.targets).is_some() {
                 settings.extend(judging.settings());
             }
@@ -306,7 +306,7 @@ fn check_data(choice: &Choice, given: bool, statistics: Option<&Statistics>, is_
             let name = if target.scheme.needs_data() { target.scheme.to_string() } else { target.method.to_string() };
             Err(hint(
                 format!("{what} `{name}` needs calibration data"),
-                "give text with `--data`, or for gptq and fp8-static what `l4tool calibrate --hessians` has written with `--stats`; \
+                "give text with `--data`, or with `--stats` what `l4tool calibrate` has written (for gptq with `--hessians`); \
                  without either, `--method search` and `--scheme fp8-dynamic` are the best choices",
             ))
         }

@@ -95,7 +95,7 @@ impl Moments {
     /// What was written down of a site. None of a network's inner activations is.
     ///
     /// # Errors
-    /// The file cannot be read, or holds values that cannot be.
+    /// The file cannot be read, or holds squares or magnitudes that cannot be.
     pub(super) fn stored(statistics: &Statistics, site: Site, width: usize, needs: Needs) -> Result<Self> {
         let rows = statistics.rows(site) as f64;
         let mut moments =
@@ -122,11 +122,6 @@ impl Moments {
             amax: 0.0,
             inner: Inner { magnitudes: vec![0.0; needs.inner], squares: vec![0.0; needs.inner] },
         }
-    }
-
-    /// Sums of the same kind, empty.
-    pub(super) fn empty(&self) -> Self {
-        Self::new(self.width, self.needs)
     }
 
     /// Adds rows, `[any number, width]`.
@@ -158,9 +153,11 @@ impl Moments {
         }
     }
 
-    /// Adds the sums of other rows.
+    /// Adds the sums of other rows. A Hessian counts its rows itself, and the other may have nothing else.
     pub(super) fn merge(&mut self, other: &Self) {
-        self.rows += other.rows;
+        if other.needs.squares {
+            self.rows += other.rows;
+        }
         if let (Some(hessian), Some(other)) = (&mut self.hessian, &other.hessian) {
             hessian.merge(other);
         }
@@ -174,11 +171,13 @@ impl Moments {
         if let (Some(hessian), Some(pooled)) = (&mut self.hessian, &pooled.hessian) {
             hessian.blend(pooled, tau);
         }
-        self.rows += tau;
-        let factor = tau / pooled.rows;
-        self.squares.iter_mut().zip(&pooled.squares).for_each(|(sum, pooled)| *sum += factor * pooled);
         self.amax = self.amax.max(pooled.amax);
-        self.inner.add(&pooled.inner, factor);
+        if pooled.rows > 0.0 {
+            self.rows += tau;
+            let factor = tau / pooled.rows;
+            self.squares.iter_mut().zip(&pooled.squares).for_each(|(sum, pooled)| *sum += factor * pooled);
+            self.inner.add(&pooled.inner, factor);
+        }
     }
 
     /// The largest magnitude, where it was asked for.

@@ -134,7 +134,10 @@ impl<'r, 'a> Solver<'r, 'a> {
                         continue;
                     }
                     let own = self.stored(statistics, site)?;
-                    self.layer.pooled[pool].get_or_insert_with(|| own.empty()).merge(&own);
+                    let pooled = self.layer.pooled[pool].take();
+                    let mut pooled = pooled.unwrap_or_else(|| self.empty_pool(site));
+                    pooled.merge(&own);
+                    self.layer.pooled[pool] = Some(pooled);
                 }
             }
             for site in sites() {
@@ -232,6 +235,17 @@ impl<'r, 'a> Solver<'r, 'a> {
         Moments::new(site.width(&self.model.config.text), self.needs(site))
     }
 
+    /// A pool that can take up the sums of every expert at a site's place, whatever each of them needs.
+    fn empty_pool(&self, site: Site) -> Moments {
+        let experts = 0..self.model.config.text.num_local_experts;
+        let place = |expert| match site.place {
+            Place::ExpertDown(_) => Place::ExpertDown(expert),
+            _ => Place::ExpertGateUp(expert),
+        };
+        let needs = experts.map(|expert| self.needs(Site { layer: site.layer, place: place(expert) }));
+        Moments::new(site.width(&self.model.config.text), needs.fold(Needs::NOTHING, Needs::and))
+    }
+
     fn is_few(&self, expert: usize) -> bool {
         self.layer.few.get(expert).copied().unwrap_or(false)
     }
@@ -264,7 +278,10 @@ impl<'r, 'a> Solver<'r, 'a> {
             _ => {
                 let alone = site.expert().is_some_and(|expert| !self.is_few(expert));
                 if let (true, true, Some(own)) = (alone, self.layer.pooling[pool], &own) {
-                    self.layer.pooled[pool].get_or_insert_with(|| own.empty()).merge(own);
+                    let pooled = self.layer.pooled[pool].take();
+                    let mut pooled = pooled.unwrap_or_else(|| self.empty_pool(site));
+                    pooled.merge(own);
+                    self.layer.pooled[pool] = Some(pooled);
                 }
                 own
             }
@@ -377,7 +394,7 @@ impl Observer for Solver<'_, '_> {
 
     fn pool(&mut self, site: Site, rows: &[f32]) -> Result<()> {
         let pool = pool_index(site.place);
-        let mut pooled = self.layer.pooled[pool].take().unwrap_or_else(|| self.moments(site));
+        let mut pooled = self.layer.pooled[pool].take().unwrap_or_else(|| self.empty_pool(site));
         pooled.add(rows);
         self.add_inner(site, rows, &mut pooled);
         self.layer.pooled[pool] = Some(pooled);

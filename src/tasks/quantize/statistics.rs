@@ -11,8 +11,6 @@ use crate::error::hint;
 use crate::llama4::Llama4;
 use crate::output::evidence::{Evidence, Inputs};
 use crate::output::modules::Target;
-use crate::output::origin;
-use crate::progress::Control;
 use crate::quant::Method;
 use crate::quant::scheme::Knowledge;
 
@@ -32,8 +30,6 @@ pub(super) struct Statistics {
     file: evidence::Evidence,
     /// Tokens that each expert saw, by layer, as far as the file tells.
     loads: Vec<(usize, Vec<u64>)>,
-    /// SHA-256 of the file.
-    pub(super) sha256: String,
 }
 
 impl Statistics {
@@ -41,10 +37,10 @@ impl Statistics {
     ///
     /// # Errors
     /// It is neither, or of another model.
-    pub(super) fn open(path: &Path, model: &Llama4, control: &Control<'_>) -> Result<Self> {
+    pub(super) fn open(path: &Path, model: &Llama4) -> Result<Self> {
         let file = evidence::Evidence::open(path)?;
         file.check_model(model)?;
-        Ok(Self { loads: file.loads(model)?, file, sha256: origin::hash_file(path, control)? })
+        Ok(Self { loads: file.loads(model)?, file })
     }
 
     /// The file, if it can take the place of text for weights that need more than importances: it is l4tool's own, and holds what

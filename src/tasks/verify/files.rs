@@ -99,39 +99,47 @@ fn side_files(model: &Llama4, report: &mut Report) {
 
 /// What was recorded of the files when they were made or fetched; `None` if nothing was.
 fn records(model: &Llama4, report: &mut Report) -> Result<Option<Vec<FileRecord>>> {
-    let files = model.checkpoint.files();
     // The manifest of a single file has the file's name too; a folder may have one as well, of what was downloaded.
-    let own = |file: &SourceFile| {
-        let name = manifest::beside(&file.name);
-        model.checkpoint.folder().join(&name).exists().then_some(name)
-    };
-    let own: Vec<String> = files.iter().filter_map(own).collect();
-    if own.is_empty() {
-        let Some(manifest) = read_manifest(model, MANIFEST_NAME, report)? else { return Ok(None) };
-        for file in files.iter().filter(|file| !is_recorded(file, &manifest.files)) {
-            report.problem("checksum", &file.name, "has no checksum in the manifest");
-        }
-        return Ok(Some(manifest.files));
-    }
+    let beside = |name: &str| model.checkpoint.folder().join(name).exists();
+    let (own, others): (Vec<&SourceFile>, Vec<&SourceFile>) =
+        model.checkpoint.files().iter().partition(|file| beside(&manifest::beside(&file.name)));
     let mut records = Vec::new();
-    for name in own {
-        records.extend(read_manifest(model, &name, report)?.into_iter().flat_map(|manifest| manifest.files));
+    for file in &own {
+        let Some(manifest) = read_manifest(model, &manifest::beside(&file.name), report)? else { continue };
+        check_recorded(file, &manifest.files, report);
+        records.extend(manifest.files);
     }
-    for file in files.iter().filter(|file| !is_recorded(file, &records)) {
+    if others.is_empty() {
+        return Ok(Some(records));
+    }
+    if beside(MANIFEST_NAME) {
+        let Some(manifest) = read_manifest(model, MANIFEST_NAME, report)? else { return Ok(None) };
+        others.iter().for_each(|file| check_recorded(file, &manifest.files, report));
+        records.extend(manifest.files);
+        return Ok(Some(records));
+    }
+    if own.is_empty() {
+        let name = match others[..] {
+            [file] if model.dialect == Dialect::Gguf => manifest::beside(&file.name),
+            _ => MANIFEST_NAME.to_owned(),
+        };
+        report.notes.push(format!("there is no `{name}`, so checksums were not checked"));
+        return Ok(None);
+    }
+    for file in others {
         report.notes.push(format!("`{}` has no manifest, so its checksum was not checked", file.name));
     }
     Ok(Some(records))
 }
 
-fn is_recorded(file: &SourceFile, records: &[FileRecord]) -> bool {
-    records.iter().any(|record| record.name == file.name && record.sha256.is_some())
+fn check_recorded(file: &SourceFile, records: &[FileRecord], report: &mut Report) {
+    if !records.iter().any(|record| record.name == file.name && record.sha256.is_some()) {
+        report.problem("checksum", &file.name, "has no checksum in the manifest");
+    }
 }
 
 fn read_manifest(model: &Llama4, name: &str, report: &mut Report) -> Result<Option<Manifest>> {
-    let Some(text) = model.checkpoint.side_file(name, MANIFEST_BYTES_MAX)? else {
-        report.notes.push(format!("there is no `{name}`, so checksums were not checked"));
-        return Ok(None);
-    };
+    let Some(text) = model.checkpoint.side_file(name, MANIFEST_BYTES_MAX)? else { return Ok(None) };
     let manifest: Manifest = match serde_json::from_slice(&text) {
         Ok(manifest) => manifest,
         Err(error) => {
