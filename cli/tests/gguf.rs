@@ -148,6 +148,7 @@ fn a_vision_part_beside_its_text_model_is_the_model() {
     }
     let report = run(l4tool("verify --json").arg(&folder)).ok().json();
     assert_eq!((&report["checksums"], &report["notes"]), (&2.into(), &serde_json::json!([])), "{report}");
+    each_file_is_held_against_its_own_manifest_or_the_folder_s(&folder);
     // A file that llama.cpp's converter made, whose names it gets wrong, is put right.
     let wrong = scratch.path("wrong");
     fs::create_dir(&wrong).unwrap();
@@ -161,6 +162,22 @@ fn a_vision_part_beside_its_text_model_is_the_model() {
     for (a, b) in mended.tensors.iter().zip(&ours.tensors) {
         assert!(a.name == b.name && a.kind == b.kind && a.data == b.data, "{}", a.name);
     }
+}
+
+fn each_file_is_held_against_its_own_manifest_or_the_folder_s(folder: &Path) {
+    let [own, of_folder] =
+        ["mmproj-scout.gguf.l4tool.manifest.json", "l4tool.manifest.json"].map(|name| folder.join(name));
+    fs::rename(own, &of_folder).unwrap();
+    let verify = || run(l4tool("verify --json").arg(folder));
+    assert_eq!(verify().ok().json()["checksums"], 2);
+    let text = fs::read_to_string(&of_folder).unwrap();
+    fs::write(&of_folder, text.replace("mmproj-scout.gguf", "other.gguf")).unwrap();
+    assert!(verify().stdout.contains("has no checksum in the manifest"));
+    assert_eq!(verify().code, Some(1));
+    fs::remove_file(of_folder).unwrap();
+    let report = verify().ok().json();
+    assert_eq!(report["checksums"], 1);
+    assert!(report["notes"][0].as_str().unwrap().contains("`mmproj-scout.gguf` has no manifest"), "{report}");
 }
 
 #[test]

@@ -380,7 +380,47 @@ fn stored_hessians_stand_for_text() {
     let plain = scratch.path("plain.stats");
     run(l4tool("calibrate --samples 1 --seq-len 64 -o").arg(&plain).arg(&source)).ok();
     run(&mut quantize(&source, &scratch.path("no"), &format!("--int4 --method gptq --stats {}", plain.display())))
-        .refused(&["the method `gptq` needs calibration data", "calibrate --hessians"]);
+        .refused(&["the method `gptq` needs calibration data", "for gptq with `--hessians`"]);
+}
+
+/// Experts that are treated in different ways share a pool that serves all of them.
+#[test]
+fn a_pool_holds_what_every_expert_needs() {
+    let scratch = Scratch::new();
+    let source = testdata("tiny-maverick");
+    let recipe = scratch.path("recipe.toml");
+    let text = r#"
+[[rule]]
+match = 'feed_forward\..*_proj'
+scheme = "w4a16"
+group_size = 32
+method = "gptq"
+
+[[rule]]
+match = 'experts\.[0-9]\.'
+scheme = "w4a16"
+group_size = 32
+method = "search"
+"#;
+    fs::write(&recipe, text).unwrap();
+    let flags = "--int4 --group-size 32 --calibrate --samples 3 --seq-len 40 --json";
+    let report = |out: &Path, flags: &str| run(&mut quantize(&source, out, flags)).ok().json()["weights"].clone();
+    let uniform = report(&scratch.path("uniform"), flags);
+    let (out, given) = (scratch.path("mixed"), recipe.display());
+    let mixed = report(&out, &format!("--recipe {given} --calibrate --samples 3 --seq-len 40 --json"));
+    // Of the first layer with experts, all sees the same; the pool is the sum over all tokens, whoever is asked first.
+    let pooled = |weights: &Value| -> BTreeMap<String, Value> {
+        let weights = weights.as_array().unwrap().iter();
+        let first = weights.filter(|weight| weight["layer"] == 1 && weight["policy"] == "gptq-pooled");
+        let gate = first.filter(|weight| weight["role"] == "expert_gate");
+        gate.map(|weight| (weight["name"].as_str().unwrap().to_owned(), weight["rel_rms_error"].clone())).collect()
+    };
+    let (uniform, mixed) = (pooled(&uniform), pooled(&mixed));
+    assert!(mixed.len() > 10);
+    for (name, error) in &mixed {
+        let (a, b) = (error.as_f64().unwrap(), uniform[name].as_f64().unwrap());
+        assert!((a - b).abs() < 1e-9 * b, "{name}: {a} {b}");
+    }
 }
 
 /// With pools, and through a kill, the same as without.

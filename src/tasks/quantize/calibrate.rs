@@ -150,10 +150,7 @@ impl Shares {
         let least = fixed + task;
         let Some(rest) = control.memory.checked_sub(least) else {
             return Err(hint(
-                format!(
-                    "a memory bound of {} bytes is too small to quantize by what inputs say: it needs {least}",
-                    control.memory
-                ),
+                format!("a memory bound of {} bytes is too small for calibration: it needs {least}", control.memory),
                 format!("use `--memory {}M` or more", least.div_ceil(1 << 20)),
             ));
         };
