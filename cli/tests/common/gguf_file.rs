@@ -2,7 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+use l4_testkit::{Shards, Spec, Vision};
+
+use super::{Done, Scratch, l4tool, run, testdata};
 
 /// A file, taken apart.
 #[derive(Debug)]
@@ -169,4 +173,33 @@ pub(crate) fn write_imatrix(model: &GgufFile, path: &Path) {
     bytes.resize(bytes.len().next_multiple_of(32), 0);
     bytes.extend(data);
     fs::write(path, bytes).unwrap();
+}
+
+/// Converts a checkpoint to GGUF.
+pub(crate) fn convert(source: &Path, out: &Path, flags: &str) -> Done {
+    let mut command = l4tool("convert --to gguf");
+    run(command.arg(source).arg("-o").arg(out).args(flags.split_whitespace()))
+}
+
+/// The rows of a golden, by tensor and preset.
+pub(crate) fn golden(name: &str) -> Vec<(String, BTreeMap<String, String>)> {
+    let text = fs::read_to_string(testdata(&format!("gguf/goldens-{name}.tsv"))).unwrap();
+    let mut lines = text.lines();
+    let presets: Vec<&str> = lines.next().unwrap().split('\t').skip(1).collect();
+    let row = |line: &str| {
+        let mut cells = line.split('\t');
+        let tensor = cells.next().unwrap().to_owned();
+        (tensor, presets.iter().map(|&preset| preset.to_owned()).zip(cells.map(str::to_owned)).collect())
+    };
+    lines.map(row).collect()
+}
+
+/// A model with a vision part whose rows are whole blocks, with layers of two digits, and colours of its own.
+pub(crate) fn eyes(scratch: &Scratch) -> PathBuf {
+    let vision = Vision { layers: 12, heads: 4, hidden_size: 256, intermediate_size: 1024, ..Vision::tiny() };
+    let spec = Spec { vision: Some(vision), shards: Shards::Single, ..Spec::default() };
+    let folder = scratch.checkpoint("eyes", &spec);
+    let colours = r#"{"image_processor": {"image_mean": [0.25, 0.5, 0.75], "image_std": [0.5, 0.25, 0.125]}}"#;
+    fs::write(folder.join("processor_config.json"), colours).unwrap();
+    folder
 }
