@@ -125,7 +125,7 @@ fn options_that_fit_no_weight() {
         ("--fp8 --method search", &["without data", "fp8-dynamic", "rtn only"]),
         ("--scheme fp8-block --method search --calibrate", &["fp8-block", "rtn only"]),
         ("--int4 --group-size 32 --method awq", &["awq", "calibration", "--data", "hint:"]),
-        ("--int4 --group-size 32 --method awq --stats nowhere.stats", &["awq", "calibration", "--data", "hint:"]),
+        ("--int4 --group-size 32 --method awq --stats nowhere.stats", &["nowhere.stats"]),
         ("--int4 --group-size 32 --method gptq", &["gptq", "calibration", "--data", "hint:"]),
         ("--int4 --samples 4", &["--samples", "--data", "--calibrate", "hint:"]),
         ("--fp8 --calibrate", &["makes use of calibration data", "hint:"]),
