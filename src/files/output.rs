@@ -19,8 +19,9 @@ use rustix::io::Errno;
 /// What direct I/O is aligned to: the largest logical block of common disks, and a multiple of all others.
 const PAGE: usize = 4096;
 
-/// Bytes that one direct write or read moves at most: enough to keep a fast disk busy.
-const CHUNK: usize = 4 << 20;
+/// Bytes that pass through a buffer at once: enough to keep a fast disk busy, few enough to be still in a core's cache when they
+/// are looked at a second time.
+const CHUNK: usize = 1 << 20;
 
 /// Memory that a thread needs to write: [`Bounce`].
 pub const BOUNCE_BYTES: u64 = (CHUNK + PAGE) as u64;
@@ -105,36 +106,45 @@ impl OutputFile {
         })
     }
 
-    /// Writes `bytes` from `offset` on. Parts must not overlap.
+    /// Writes `bytes` from `offset` on, and shows them to `see` on the way, a piece at a time. Parts must not overlap.
     ///
     /// # Errors
     /// What the disk refuses.
-    pub fn write_all_at(&self, mut bytes: &[u8], mut offset: u64, bounce: &mut Bounce) -> io::Result<()> {
-        let Some(shared_page) = &self.shared_page else { return self.file.write_all_at(bytes, offset) };
+    pub fn write_all_at(
+        &self,
+        mut bytes: &[u8],
+        mut offset: u64,
+        bounce: &mut Bounce,
+        mut see: impl FnMut(&[u8]),
+    ) -> io::Result<()> {
         while !bytes.is_empty() {
             let within = (offset % PAGE as u64) as usize;
-            let length = if within == 0 && bytes.len() >= PAGE {
-                let length = (bytes.len() / PAGE * PAGE).min(CHUNK);
-                if bytes.as_ptr().align_offset(PAGE) == 0 {
-                    self.file.write_all_at(&bytes[..length], offset)?;
-                    (bytes, offset) = (&bytes[length..], offset + length as u64);
-                    continue;
-                }
-                let buffer = bounce.get();
-                buffer[..length].copy_from_slice(&bytes[..length]);
-                self.file.write_all_at(&buffer[..length], offset)?;
-                length
-            } else {
-                let length = bytes.len().min(PAGE - within);
-                let start = offset - within as u64;
-                let buffer = bounce.get();
-                let _held = shared_page.lock().expect("no thread panics while it holds the lock");
-                self.fill(&mut buffer[..PAGE], start)?;
-                buffer[within..within + length].copy_from_slice(&bytes[..length]);
-                self.file.write_all_at(&buffer[..PAGE], start)?;
-                length
+            let whole_pages = bytes.len() / PAGE * PAGE;
+            let is_part_of_page = within > 0 || whole_pages == 0;
+            let length = match &self.shared_page {
+                None => bytes.len(),
+                Some(_) if is_part_of_page => bytes.len().min(PAGE - within),
+                Some(_) => whole_pages.min(CHUNK),
             };
-            (bytes, offset) = (&bytes[length..], offset + length as u64);
+            let (piece, rest) = bytes.split_at(length);
+            see(piece);
+            match &self.shared_page {
+                Some(shared_page) if is_part_of_page => {
+                    let page = &mut bounce.get()[..PAGE];
+                    let start = offset - within as u64;
+                    let _held = shared_page.lock().expect("no thread panics while it holds the lock");
+                    self.fill(page, start)?;
+                    page[within..within + length].copy_from_slice(piece);
+                    self.file.write_all_at(page, start)?;
+                }
+                Some(_) if piece.as_ptr().align_offset(PAGE) != 0 => {
+                    let buffer = &mut bounce.get()[..length];
+                    buffer.copy_from_slice(piece);
+                    self.file.write_all_at(buffer, offset)?;
+                }
+                _ => self.file.write_all_at(piece, offset)?,
+            }
+            (bytes, offset) = (rest, offset + length as u64);
         }
         Ok(())
     }
@@ -211,7 +221,7 @@ mod tests {
                     let mut bounce = Bounce::default();
                     for part in (0..cuts.len() - 1).rev().filter(|part| part % 3 == thread) {
                         let range = cuts[part]..cuts[part + 1];
-                        output.write_all_at(&content[range.clone()], range.start as u64, &mut bounce).unwrap();
+                        output.write_all_at(&content[range.clone()], range.start as u64, &mut bounce, |_| ()).unwrap();
                     }
                 });
             }
@@ -248,9 +258,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("again");
         let mut bounce = Bounce::default();
-        OutputFile::create(&path, 10_000).unwrap().write_all_at(b"first", 5000, &mut bounce).unwrap();
+        OutputFile::create(&path, 10_000).unwrap().write_all_at(b"first", 5000, &mut bounce, |_| ()).unwrap();
         let again = OutputFile::create(&path, 10_000).unwrap();
-        again.write_all_at(b"second", 5005, &mut bounce).unwrap();
+        again.write_all_at(b"second", 5005, &mut bounce, |_| ()).unwrap();
         again.sync().unwrap();
         let found = std::fs::read(&path).unwrap();
         assert_eq!((found.len(), &found[4999..5012]), (10_000, &b"\0firstsecond\0"[..]));

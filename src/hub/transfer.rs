@@ -183,7 +183,7 @@ impl<'a> Transfer<'a> {
     pub(super) fn put(&self, block: usize, content: &mut Aligned) -> Result<()> {
         let context = || format!("writing `{}`", self.path.display());
         let bytes = &content[..self.length(block)];
-        let written = self.part.write_all_at(bytes, block as u64 * BLOCK, &mut Bounce::default());
+        let written = self.part.write_all_at(bytes, block as u64 * BLOCK, &mut Bounce::default(), |_| ());
         written.with_context(context)?;
         let digest = self.record.append(block, bytes).with_context(context)?;
         self.unsynced.fetch_add(bytes.len() as u64, Ordering::Relaxed);

@@ -2,9 +2,9 @@
 //!
 //! Workers take tasks in order, compute into their own buffers, write at known offsets, record the task in the journal
 //! and hash on. A worker holds one task at a time, so resident memory is bounded by the number of workers times the largest
-//! task; how many there are is all that the memory bound decides. There is one worker more than threads, so that the
-//! processor has work while one waits for the disk; permits keep them from computing all at once. A stop is obeyed
-//! between tasks.
+//! task; how many there are is all that the memory bound decides. There are more workers than threads, so that the
+//! processor has work while some wait for the disk or for their turn to hash; permits keep them from computing all at once.
+//! A stop is obeyed between tasks.
 //!
 //! A [`Run`] may be performed in stages, where what one task needs to know follows from what others have written.
 
@@ -112,9 +112,9 @@ impl<'a> Target<'a> {
         Ok(Self { plan, file, hash: FileHash::default() })
     }
 
-    fn write(&self, bytes: &[u8], offset: u64, bounce: &mut Bounce) -> Result<()> {
+    fn write(&self, bytes: &[u8], offset: u64, bounce: &mut Bounce, see: impl FnMut(&[u8])) -> Result<()> {
         self.file
-            .write_all_at(bytes, offset, bounce)
+            .write_all_at(bytes, offset, bounce, see)
             .with_context(|| format!("writing `{}` at {offset}", self.plan.name))
     }
 
@@ -131,6 +131,15 @@ impl<'a> Target<'a> {
 struct Worker {
     buffers: Buffers,
     bounce: Bounce,
+}
+
+/// A task that others may stand in line behind: dropped when it fails, or panics.
+struct Unfinished<'a>(&'a Run<'a>);
+
+impl Drop for Unfinished<'_> {
+    fn drop(&mut self) {
+        self.0.targets.iter().for_each(|target| target.hash.give_up());
+    }
 }
 
 impl<'a> Run<'a> {
@@ -187,8 +196,14 @@ impl<'a> Run<'a> {
         let total = bytes(tasks);
         self.control.progress.start("writing", total, total - bytes(&pending), Unit::Bytes);
         let workers = preflight::workers(self.plan, self.control)?;
+        for region in pending.iter().flat_map(|&task| &self.plan.tasks[task].writes) {
+            let (file, offset) = self.plan.place(region);
+            self.targets[file].hash.line_up(offset, offset + region.bytes);
+        }
         parallel::for_each(pending.len(), workers, self.control, Worker::default, |worker, index| {
+            let unfinished = Unfinished(self);
             self.compute(pending[index], evidence, worker)?;
+            std::mem::forget(unfinished);
             self.control.progress.advance(self.plan.tasks[pending[index]].source_bytes);
             Ok(())
         })?;
@@ -230,7 +245,7 @@ impl<'a> Run<'a> {
     fn write_literals(&self) -> Result<()> {
         let bounce = &mut Bounce::default();
         for target in &self.targets {
-            target.write(&target.plan.header, 0, bounce)?;
+            target.write(&target.plan.header, 0, bounce, |_| ())?;
             if target.plan.noted.is_empty() {
                 target.hash(0, &target.plan.header, bounce, &self.permits)?;
             }
@@ -242,7 +257,7 @@ impl<'a> Run<'a> {
             for &id in &target.plan.tensors {
                 let tensor = &self.plan.tensors[id];
                 if let Some(contents) = &tensor.literal {
-                    target.write(contents, tensor.offset, bounce)?;
+                    target.write(contents, tensor.offset, bounce, |_| ())?;
                     target.hash(tensor.offset, contents, bounce, &self.permits)?;
                 }
             }
@@ -296,16 +311,13 @@ impl<'a> Run<'a> {
             .with(|| task.work.run(self.model, &task.writes, buffers, evidence))
             .map_err(|error| self.locate(task, error))?;
         let results = task.work.results(self.model, buffers, &task.writes);
+        let mut digest = Xxh3::new();
         for (region, bytes) in task.writes.iter().zip(&results) {
             assert_eq!(bytes.len() as u64, region.bytes, "`{}`", self.plan.tensors[region.tensor].name);
             let (file, offset) = self.plan.place(region);
-            self.targets[file].write(bytes, offset, bounce)?;
+            self.targets[file].write(bytes, offset, bounce, |piece| digest.update(piece))?;
         }
-        let digest = self.permits.with(|| {
-            let mut digest = Xxh3::new();
-            results.iter().for_each(|bytes| digest.update(bytes));
-            digest.digest()
-        });
+        let digest = digest.digest();
         self.partial.journal.append(&Finished { task: index, digest, totals: totals.clone() })?;
         self.totals[index].set(totals).expect("a task runs once");
         for (region, bytes) in task.writes.iter().zip(&results) {
@@ -353,7 +365,7 @@ impl<'a> Run<'a> {
             let notes: Vec<String> = target.plan.noted.iter().filter_map(note).collect();
             let tensors = target.plan.tensors.iter().map(|&id| &self.plan.tensors[id]);
             let header = header::with_notes(&target.plan.header, tensors, &notes.join("; "));
-            target.write(&header, 0, bounce)?;
+            target.write(&header, 0, bounce, |_| ())?;
             target.hash(0, &header, bounce, &self.permits)?;
         }
         Ok(())

@@ -46,6 +46,7 @@ pub fn check(folder: &Path, promised: &[(&str, Option<Scheme>)], control: &Contr
         || (),
         |(), index| {
             let (id, expectation) = added[index];
+            model.checkpoint.will_need(id, 0..model.checkpoint.tensors()[id].bytes);
             if let Some((element, what)) = expectation.broken(model.checkpoint.bytes(id)) {
                 let name = &model.checkpoint.tensors()[id].name;
                 bail!("what was written is wrong: `{name}` holds {what} at element {element}");

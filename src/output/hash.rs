@@ -1,10 +1,11 @@
 //! SHA-256 of an output file while its parts are still being written out of order.
 //!
-//! The digest must be what `sha256sum` prints, so the bytes have to pass in order. A thread that finishes the part behind
-//! what others hash, or wait to hash, stands in line with it: reading it back from the disk later would take longer. Any
-//! other part is marked, and read back by whoever hashes up to it. So a thread waits only for threads that are hashing.
+//! The digest must be what `sha256sum` prints, so the bytes have to pass in order. Who makes parts one after the other lines
+//! them up before any is begun; whoever finishes such a part has it in memory, and waits until those before it have passed:
+//! reading it back from the disk later would take longer. Any other part is marked when it is written, and read back by
+//! whoever hashes up to it. So a thread waits only for parts that other threads are already making.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::{Condvar, Mutex, MutexGuard};
 
 use anyhow::Result;
@@ -28,26 +29,62 @@ pub struct FileHash {
 struct State {
     /// Bytes hashed so far.
     frontier: u64,
-    /// Where the line ends: up to here some thread hashes, or has what it will hash when it is its turn.
-    claimed: u64,
-    /// Finished parts beyond the line: start -> end.
+    /// Finished parts that are not hashed: start -> end.
     parts: BTreeMap<u64, u64>,
+    line: Line,
     /// Absent while a thread is hashing.
     sha: Option<Sha256>,
-    /// A part could not be read back: the run fails, and nobody need wait.
+    /// A part will never be finished or could not be read back: the run fails, and nobody need wait.
     failed: bool,
+}
+
+/// The order in which parts will pass, as far as it is known before they are made.
+#[derive(Debug, Default)]
+struct Line {
+    /// Up to here every part is hashed, finished, or lined up.
+    end: u64,
+    /// Such parts beyond the end: start -> end.
+    beyond: BTreeMap<u64, u64>,
+    /// Starts of parts to wait with.
+    waiting: HashSet<u64>,
+}
+
+impl Line {
+    /// Whether a part stands at the end of the line, which it prolongs then.
+    fn admit(&mut self, start: u64, end: u64) -> bool {
+        if start > self.end {
+            self.beyond.insert(start, end);
+        }
+        let next = start == self.end;
+        if next {
+            self.end = end;
+            while let Some(end) = self.beyond.remove(&self.end) {
+                self.end = end;
+            }
+        }
+        next
+    }
 }
 
 impl Default for FileHash {
     fn default() -> Self {
         let sha = Some(Sha256::new());
-        let state = State { frontier: 0, claimed: 0, parts: BTreeMap::new(), sha, failed: false };
+        let state = State { frontier: 0, parts: BTreeMap::new(), line: Line::default(), sha, failed: false };
         Self { state: Mutex::new(state), moved: Condvar::new() }
     }
 }
 
 impl FileHash {
-    /// Takes note that the part that begins at `start` and holds `bytes` is written, and hashes on if that is possible now.
+    /// Takes note that the part `start..end` will be made, after all that were lined up before it.
+    pub fn line_up(&self, start: u64, end: u64) {
+        let mut state = self.lock();
+        if start < end && state.line.admit(start, end) {
+            state.line.waiting.insert(start);
+        }
+    }
+
+    /// Takes note that the part that begins at `start` and holds `bytes` is written, and hashes on if that is possible. Waits for
+    /// those before it if it was lined up.
     ///
     /// # Errors
     /// The file cannot be read back.
@@ -61,16 +98,24 @@ impl FileHash {
     ) -> Result<()> {
         let end = start + bytes.len() as u64;
         let mut state = self.lock();
-        if state.claimed == start {
-            state.claimed = end;
-            self.in_turn(state, (start, end), |sha| {
+        let waits = state.line.waiting.remove(&start);
+        let comes_later = |state: &mut State| !state.failed && (state.frontier != start || state.sha.is_none());
+        if waits {
+            state = self.moved.wait_while(state, comes_later).expect(HELD);
+        } else {
+            state.line.admit(start, end);
+        }
+        if comes_later(&mut state) {
+            state.parts.insert(start, end);
+            drop(state);
+        } else {
+            let hash = |sha: &mut Sha256| {
                 permits.with(|| sha.update(bytes));
                 Ok(())
-            })?;
-            return self.go_on(file, bounce, permits);
+            };
+            self.hash(state, end, hash)?;
         }
-        drop(state);
-        self.found(file, start, end, bounce, permits)
+        self.go_on(file, bounce, permits)
     }
 
     /// As [`FileHash::written`], for a part that an earlier run has written.
@@ -79,48 +124,52 @@ impl FileHash {
     /// The file cannot be read back.
     pub fn found(&self, file: &OutputFile, start: u64, end: u64, bounce: &mut Bounce, permits: &Permits) -> Result<()> {
         if start < end {
-            self.lock().parts.insert(start, end);
+            let mut state = self.lock();
+            state.line.admit(start, end);
+            state.parts.insert(start, end);
         }
         self.go_on(file, bounce, permits)
     }
 
-    /// Hashes parts that are finished, from the end of the line as far as they reach.
+    /// Lets nobody wait any longer: a part will not be made.
+    pub fn give_up(&self) {
+        self.lock().failed = true;
+        self.moved.notify_all();
+    }
+
+    /// Hashes finished parts as far as they reach, unless another thread is hashing and will do so.
     fn go_on(&self, file: &OutputFile, bounce: &mut Bounce, permits: &Permits) -> Result<()> {
         loop {
             let mut state = self.lock();
-            let from = state.claimed;
+            let from = state.frontier;
             let mut to = from;
-            while let Some(end) = state.parts.remove(&to) {
+            while state.sha.is_some()
+                && let Some(end) = state.parts.remove(&to)
+            {
                 to = end;
             }
             if to == from {
                 return Ok(());
             }
-            state.claimed = to;
-            self.in_turn(state, (from, to), |sha| {
-                Ok(file.read(from, to, bounce, |piece| permits.with(|| sha.update(piece)))?)
-            })?;
+            self.hash(state, to, |sha| Ok(file.read(from, to, bounce, |piece| permits.with(|| sha.update(piece)))?))?;
         }
     }
 
-    /// Waits for whoever stands before this thread in line, and lets it hash its claim, `from..to`.
-    fn in_turn(
+    /// Moves the frontier to `to` with `hash`, while others may look at the state.
+    fn hash(
         &self,
-        state: MutexGuard<'_, State>,
-        (from, to): (u64, u64),
+        mut state: MutexGuard<'_, State>,
+        to: u64,
         hash: impl FnOnce(&mut Sha256) -> Result<()>,
     ) -> Result<()> {
-        let before = |state: &mut State| !state.failed && (state.frontier != from || state.sha.is_none());
-        let mut state = self.moved.wait_while(state, before).expect(HELD);
-        // Without a state to go on from, another thread has failed and will say why.
-        let sha = if state.failed { None } else { state.sha.take() };
-        let Some(mut sha) = sha else { return Ok(()) };
+        // After a failure, which another thread reports, there is nothing to go on from.
+        let Some(mut sha) = state.sha.take().filter(|_| !state.failed) else { return Ok(()) };
         drop(state);
         let hashed = hash(&mut sha);
         let mut state = self.lock();
         state.frontier = to;
         state.sha = Some(sha);
-        state.failed = hashed.is_err();
+        state.failed |= hashed.is_err();
         self.moved.notify_all();
         hashed
     }
@@ -152,10 +201,11 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let file = OutputFile::create(&folder.path().join("content"), content.len() as u64).unwrap();
         let (bounce, permits) = (&mut Bounce::default(), &Permits::new(1));
-        file.write_all_at(&content, 0, bounce).unwrap();
+        file.write_all_at(&content, 0, bounce, |_| ()).unwrap();
         let cuts = [0, 10, 1_000_000, 1_000_001, 2_500_000, 3_000_000_u64];
         for order in [[0, 1, 2, 3, 4], [4, 3, 2, 1, 0], [2, 0, 4, 1, 3]] {
             let hash = FileHash::default();
+            hash.line_up(cuts[2], cuts[3]);
             for part in order {
                 assert_eq!(hash.digest(3_000_000), None);
                 let (start, end) = (cuts[part], cuts[part + 1]);
@@ -172,29 +222,49 @@ mod tests {
     }
 
     #[test]
-    fn threads_in_line_pass_every_byte_once() {
+    fn threads_in_line_pass_every_byte_once_and_from_memory() {
+        const STEP: usize = 997;
         let content: Vec<u8> = (0..2_000_000_u32).map(|i| ((i * 11) >> 4) as u8).collect();
         let folder = tempfile::tempdir().unwrap();
+        // Reading back would find zeros.
         let file = OutputFile::create(&folder.path().join("content"), content.len() as u64).unwrap();
-        file.write_all_at(&content, 0, &mut Bounce::default()).unwrap();
         let (hash, permits) = (FileHash::default(), Permits::new(2));
+        let part = |start: usize| &content[start..content.len().min(start + STEP)];
+        for start in (0..content.len()).step_by(STEP) {
+            hash.line_up(start as u64, (start + part(start).len()) as u64);
+        }
         let next = std::sync::atomic::AtomicUsize::new(0);
         std::thread::scope(|scope| {
             for _ in 0..5 {
                 scope.spawn(|| {
                     let mut bounce = Bounce::default();
                     loop {
-                        let start = 997 * next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                        let start = STEP * next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
                         if start >= content.len() {
                             break;
                         }
-                        let part = &content[start..content.len().min(start + 997)];
-                        hash.written(&file, start as u64, part, &mut bounce, &permits).unwrap();
+                        hash.written(&file, start as u64, part(start), &mut bounce, &permits).unwrap();
                     }
                 });
             }
         });
         assert_eq!(hash.digest(2_000_000).unwrap(), sha256(&content));
+    }
+
+    #[test]
+    fn a_part_that_is_never_made_keeps_nobody_waiting() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = OutputFile::create(&folder.path().join("content"), 20).unwrap();
+        let hash = FileHash::default();
+        hash.line_up(0, 10);
+        hash.line_up(10, 20);
+        std::thread::scope(|scope| {
+            let second = || hash.written(&file, 10, &[1; 10], &mut Bounce::default(), &Permits::new(1));
+            let second = scope.spawn(second);
+            hash.give_up();
+            second.join().unwrap().unwrap();
+        });
+        assert_eq!(hash.digest(20), None);
     }
 
     #[test]

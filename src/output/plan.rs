@@ -117,6 +117,11 @@ impl Plan {
         self.tasks.iter().map(|task| task.memory).max().unwrap_or(0)
     }
 
+    /// Whether bytes only move, and nothing is computed.
+    pub fn only_copies(&self) -> bool {
+        self.tasks.iter().all(|task| matches!(task.work, Work::Copy { .. } | Work::Gather { .. }))
+    }
+
     /// File and absolute byte offset of a region.
     pub fn place(&self, region: &Region) -> (usize, u64) {
         let tensor = &self.tensors[region.tensor];

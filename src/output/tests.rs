@@ -2,6 +2,7 @@
 //! format wants them.
 
 use std::collections::BTreeMap;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
@@ -9,11 +10,12 @@ use l4_testkit::{Spec, write_sparse_maverick, write_sparse_scout};
 
 use super::executor;
 use super::journal::Identity;
-use super::modules::{Target, plan_in_tasks_of, plan_weights};
+use super::modules::{Target, plan_copy_as, plan_in_tasks_of, plan_weights};
 use super::partial::{self, Existing, Partial};
 use super::plan::{Plan, PlanBuilder};
 use super::preflight;
 use crate::dtype::Dtype;
+use crate::kernels::Float;
 use crate::llama4::{Llama4, Weight};
 use crate::progress::{Control, Silent};
 use crate::quant::Method;
@@ -33,6 +35,16 @@ fn targets(model: &Llama4, scheme: Scheme, wanted: impl Fn(&Weight) -> bool) -> 
 
 fn control<'a>(stop: &'a AtomicBool, memory: u64) -> Control<'a> {
     Control { progress: &Silent, stop, threads: 2, memory }
+}
+
+/// A plan that copies every tensor, and looks at its numbers if they are in a known format.
+fn copies(model: &Llama4, float: Option<Float>) -> Plan {
+    let mut builder = PlanBuilder::new(5_000_000_000);
+    for (id, info) in model.checkpoint.tensors().iter().enumerate() {
+        builder.begin_module();
+        plan_copy_as(info.name.clone(), &mut builder, model, id, float).unwrap();
+    }
+    builder.finish().unwrap()
 }
 
 /// Executes a plan; gives its files and their digests.
@@ -131,6 +143,39 @@ fn plans_of_the_real_models_cover_every_byte_in_bounded_memory() {
             }
         }
     }
+}
+
+#[test]
+fn more_workers_copy_than_compute_and_memory_limits_them() {
+    let folder = tempfile::tempdir().unwrap();
+    Spec::default().write(folder.path()).unwrap();
+    let model = Llama4::open(folder.path()).unwrap();
+    let plan = copies(&model, None);
+    let stop = AtomicBool::new(false);
+    let workers = |memory| preflight::workers(&plan, &control(&stop, memory)).unwrap();
+    assert_eq!(workers(1 << 30), 5);
+    let each = plan.memory_min() + preflight::BOUNCE_BYTES;
+    assert_eq!(workers(preflight::BASE_BYTES + 4 * each - 1), 3);
+}
+
+#[test]
+fn a_task_that_fails_keeps_no_other_waiting_to_hash() {
+    let folder = tempfile::tempdir().unwrap();
+    let source = folder.path().join("source");
+    Spec::default().write(&source).unwrap();
+    let model = Llama4::open(&source).unwrap();
+    let plan = copies(&model, Some(Float::BF16));
+    // NaN where the first task comes upon it only after it has looked at everything else.
+    let first = &plan.tensors[plan.tasks[0].writes[0].tensor].name;
+    let info = &model.checkpoint.tensors()[model.checkpoint.find(first).unwrap()];
+    let file = std::fs::File::options().write(true).open(&model.checkpoint.files()[info.file].path).unwrap();
+    file.write_all_at(&[0xc0, 0x7f], info.offset + info.bytes - 2).unwrap();
+    let stop = AtomicBool::new(false);
+    let (partial, finished) = Partial::open(&folder.path().join("out"), &Identity::new(), Existing::default()).unwrap();
+    let control = control(&stop, 1 << 30);
+    let run = executor::Run::open(&plan, &model, &partial, finished, &control).unwrap();
+    let error = format!("{:#}", executor::fill(&run).unwrap_err());
+    assert!(error.contains(first) && error.contains("not finite"), "{error}");
 }
 
 #[test]

@@ -263,6 +263,8 @@ impl Work {
         let turned = std::mem::take(&mut buffers.turned);
         match self {
             Self::Copy { tensor, range, float } => {
+                // A disk is faster when it is asked for all at once than page after page.
+                model.checkpoint.will_need(*tensor, range.clone());
                 check_finite(model, *tensor, range.clone(), *float)?;
                 Ok(Vec::new())
             }
