@@ -17,6 +17,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 use l4_testkit::{Kind, write_real_layers, write_sparse_maverick};
+use rustix::fs::{Advice, fadvise};
 use serde_json::Value;
 
 /// What every line but `cp` runs with.
@@ -35,6 +36,15 @@ const LINES: [(&str, &[&str]); 10] = [
     ("--scheme q4_0", &["--scheme", "q4_0"]),
     ("--scheme q4_k_m", &["--scheme", "q4_k_m"]),
 ];
+
+/// Where the input is when a run begins.
+#[derive(Clone, Copy)]
+enum Input {
+    /// In the page cache, as a small model would be after a look at it.
+    Cached,
+    /// On the disk alone, as one is that memory cannot hold.
+    OnDisk,
+}
 
 /// One run.
 struct Run {
@@ -65,17 +75,26 @@ fn scout(folder: &Path, experts: usize, rounds: usize) -> Result<()> {
     let bytes = folder_bytes(&source)?;
     println!("One layer of Scout, {experts} experts, {:.2} GB, {}, {rounds} rounds", giga(bytes), LIMITS.join(" "));
     let names = LINES.map(|(name, _)| name);
-    compare(&source, &out, &names, rounds, |line| quantize(&source, &out, LINES[line].1))?;
+    compare((&source, Input::Cached), &out, &names, rounds, |line| quantize(&source, &out, LINES[line].1))?;
     Ok(fs::remove_dir_all(&source)?)
 }
 
 /// Runs every line `rounds` times in turn and prints the table; lines called `cp` copy, the others are for `run`.
-fn compare(source: &Path, out: &Path, names: &[&str], rounds: usize, run: impl Fn(usize) -> Result<Run>) -> Result<()> {
+fn compare(
+    (source, input): (&Path, Input),
+    out: &Path,
+    names: &[&str],
+    rounds: usize,
+    run: impl Fn(usize) -> Result<Run>,
+) -> Result<()> {
     let bytes = folder_bytes(source)?;
     let mut runs: Vec<Vec<Run>> = names.iter().map(|_| Vec::new()).collect();
     for _ in 0..rounds {
         for (line, (name, runs)) in names.iter().zip(&mut runs).enumerate() {
-            read_all(source)?;
+            match input {
+                Input::Cached => read_all(source)?,
+                Input::OnDisk => evict(source)?,
+            }
             runs.push(if name.starts_with("cp") { copy(source, out, *name != "cp")? } else { run(line)? });
             fs::remove_dir_all(out)?;
         }
@@ -99,13 +118,15 @@ fn repack(folder: &Path, experts: usize, rounds: usize) -> Result<()> {
     quantize(&plain, &source, &["--fp8"])?;
     fs::remove_dir_all(&plain)?;
     let bytes = folder_bytes(&source)?;
-    println!("\nRepacking {:.2} GB of FP8, {}, {rounds} rounds", giga(bytes), LIMITS.join(" "));
     let (shard, ranks) = ((bytes / FILES).to_string(), experts.min(8).to_string());
     let names = ["cp", "cp, synced", "scout-1xh100", "hf", "maverick-8xh100"];
-    compare(&source, &out, &names, rounds, |line| {
-        let files: [&str; 2] = if line < 4 { ["--shard-size", &shard] } else { ["--ranks", &ranks] };
-        write("repack", &source, &out, &[&["--layout", names[line], "--ignore-fit"], &files[..]].concat())
-    })?;
+    for (input, place) in [(Input::Cached, "in the page cache"), (Input::OnDisk, "on the disk")] {
+        println!("\nRepacking {:.2} GB of FP8 {place}, {}, {rounds} rounds", giga(bytes), LIMITS.join(" "));
+        compare((&source, input), &out, &names, rounds, |line| {
+            let files: [&str; 2] = if line < 4 { ["--shard-size", &shard] } else { ["--ranks", &ranks] };
+            write("repack", &source, &out, &[&["--layout", names[line], "--ignore-fit"], &files[..]].concat())
+        })?;
+    }
     Ok(fs::remove_dir_all(&source)?)
 }
 
@@ -201,6 +222,16 @@ fn read_all(folder: &Path) -> io::Result<()> {
     for path in files(folder)? {
         let mut file = File::open(path)?;
         while file.read(&mut chunk)? > 0 {}
+    }
+    Ok(())
+}
+
+/// Takes a folder out of the page cache, which lets go of what is on the disk only.
+fn evict(folder: &Path) -> Result<()> {
+    for path in files(folder)? {
+        let file = File::open(path)?;
+        file.sync_all()?;
+        fadvise(&file, 0, None, Advice::DontNeed)?;
     }
     Ok(())
 }
