@@ -124,8 +124,8 @@ impl Moments {
         }
     }
 
-    /// Adds rows, `[any number, width]`.
-    pub(super) fn add(&mut self, rows: &[f32]) {
+    /// Adds rows, `[any number, width]`, and the inner activations that they lead to, where those are asked for.
+    pub(super) fn add(&mut self, rows: &[f32], inner: Option<&[f32]>) {
         let count = rows.len() / self.width;
         self.rows += count as f64;
         if let Some(hessian) = &mut self.hessian {
@@ -139,12 +139,8 @@ impl Moments {
         if self.needs.amax {
             self.amax = rows.iter().fold(self.amax, |most, x| most.max(x.abs()));
         }
-    }
-
-    /// Adds inner activations of the rows that [`Moments::add`] is called with.
-    pub(super) fn add_inner(&mut self, rows: &[f32]) {
         let Inner { magnitudes, squares } = &mut self.inner;
-        for row in rows.chunks_exact(magnitudes.len().max(1)) {
+        for row in inner.unwrap_or_default().chunks_exact(magnitudes.len().max(1)) {
             for ((magnitude, square), &x) in magnitudes.iter_mut().zip(&mut *squares).zip(row) {
                 let x = f64::from(x.abs());
                 *magnitude += x;

@@ -134,10 +134,7 @@ impl<'r, 'a> Solver<'r, 'a> {
                         continue;
                     }
                     let own = self.stored(statistics, site)?;
-                    let pooled = self.layer.pooled[pool].take();
-                    let mut pooled = pooled.unwrap_or_else(|| self.empty_pool(site));
-                    pooled.merge(&own);
-                    self.layer.pooled[pool] = Some(pooled);
+                    self.pool_of(site).merge(&own);
                 }
             }
             for site in sites() {
@@ -211,12 +208,11 @@ impl<'r, 'a> Solver<'r, 'a> {
             && self.folded(site).is_none_or(|network| done(network.down))
     }
 
-    /// Sums inner activations of a network's rows, where its factors need them.
-    fn add_inner(&self, site: Site, rows: &[f32], moments: &mut Moments) {
-        if let Some(network) = self.folded(site).filter(|_| site.is_gate_up()) {
-            let weight = |index: usize| &self.model.weights[index];
-            moments.add_inner(&factors::inner(self.model, weight(network.gate), weight(network.up), rows));
-        }
+    /// Inner activations that rows lead to, where factors are to be chosen by them.
+    fn inner(&self, site: Site, rows: &[f32]) -> Option<Vec<f32>> {
+        let network = self.folded(site).filter(|_| site.is_gate_up())?;
+        let weight = |index: usize| &self.model.weights[index];
+        Some(factors::inner(self.model, weight(network.gate), weight(network.up), rows))
     }
 
     /// Chooses the factors of a network, before its `up` is written.
@@ -233,6 +229,13 @@ impl<'r, 'a> Solver<'r, 'a> {
 
     fn moments(&self, site: Site) -> Moments {
         Moments::new(site.width(&self.model.config.text), self.needs(site))
+    }
+
+    /// The pool of a site's place in its layer; an empty one at first.
+    fn pool_of(&mut self, site: Site) -> &mut Moments {
+        let pool = pool_index(site.place);
+        let pooled = self.layer.pooled[pool].take().unwrap_or_else(|| self.empty_pool(site));
+        self.layer.pooled[pool].insert(pooled)
     }
 
     /// A pool that can take up the sums of every expert at a site's place, whatever each of them needs.
@@ -278,10 +281,7 @@ impl<'r, 'a> Solver<'r, 'a> {
             _ => {
                 let alone = site.expert().is_some_and(|expert| !self.is_few(expert));
                 if let (true, true, Some(own)) = (alone, self.layer.pooling[pool], &own) {
-                    let pooled = self.layer.pooled[pool].take();
-                    let mut pooled = pooled.unwrap_or_else(|| self.empty_pool(site));
-                    pooled.merge(own);
-                    self.layer.pooled[pool] = Some(pooled);
+                    self.pool_of(site).merge(own);
                 }
                 own
             }
@@ -393,19 +393,15 @@ impl Observer for Solver<'_, '_> {
     }
 
     fn pool(&mut self, site: Site, rows: &[f32]) -> Result<()> {
-        let pool = pool_index(site.place);
-        let mut pooled = self.layer.pooled[pool].take().unwrap_or_else(|| self.empty_pool(site));
-        pooled.add(rows);
-        self.add_inner(site, rows, &mut pooled);
-        self.layer.pooled[pool] = Some(pooled);
+        let inner = self.inner(site, rows);
+        self.pool_of(site).add(rows, inner.as_deref());
         Ok(())
     }
 
     fn inputs(&mut self, site: Site, rows: &[f32]) -> Result<()> {
         let moments = self.current.take();
         let mut moments = moments.unwrap_or_else(|| self.moments(site));
-        moments.add(rows);
-        self.add_inner(site, rows, &mut moments);
+        moments.add(rows, self.inner(site, rows).as_deref());
         self.current = Some(moments);
         Ok(())
     }
