@@ -38,6 +38,7 @@ enum KvDtype {
 /// for any number of --ranks. `tp8`: each rank's part of every weight, cut as Meta does it. `hf`: back to ordinary files. If weights and KV cache do not fit, nothing is written and
 /// the exit code is 1.
 #[derive(Debug, Args)]
+#[command(mut_arg("dry_run", |arg| arg.help("Print what would be done, and whether it fits: GPU memory, files, bytes, memory, disk")))]
 #[command(after_help = "Examples:
   l4tool repack scout-int4 -o scout-1xh100 --layout scout-1xh100 --context 131072
   l4tool repack maverick-fp8 -o maverick-ep8 --layout maverick-8xh100 --dry-run
