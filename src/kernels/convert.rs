@@ -1,7 +1,5 @@
 //! Casts between formats and the search for values that are not finite, at the speed of memory.
 
-use half::bf16;
-
 use super::simd::{Float, LANES, Simd};
 use super::{Kernel, dispatch};
 
@@ -52,46 +50,115 @@ impl<const HALVES: bool> Kernel for Largest<'_, HALVES> {
     }
 }
 
-/// Widens BF16 to F32; exact.
+/// Stored floats as `f32`; exact, and NaN stays NaN. The bytes may lie at any address.
 ///
 /// # Panics
 ///
-/// The lengths differ.
-pub fn bf16_to_f32(from: &[bf16], to: &mut [f32]) {
-    struct Widen<'a>(&'a [bf16], &'a mut [f32]);
-    impl Kernel for Widen<'_> {
-        type Out = ();
-        #[inline(always)]
-        fn run<S: Simd>(self, _: S) {
-            for (x, y) in self.0.iter().zip(self.1) {
-                *y = f32::from_bits(u32::from(x.to_bits()) << 16);
-            }
-        }
+/// There are not as many bytes as the values take.
+pub fn widen(bytes: &[u8], float: Float, values: &mut [f32]) {
+    assert_eq!(bytes.len(), values.len() * float.bytes(), "bytes of {} values", values.len());
+    match float {
+        Float::BF16 => dispatch(Widen::<0>(bytes, values)),
+        Float::F16 => dispatch(Widen::<1>(bytes, values)),
+        Float::F32 => dispatch(Widen::<2>(bytes, values)),
     }
-    assert_eq!(from.len(), to.len(), "lengths of source and target");
-    dispatch(Widen(from, to));
 }
 
-/// Rounds F32 to BF16, to nearest, ties to even; NaN stays NaN, and what is too large becomes infinite.
+/// Rounds to nearest, ties to even, into stored floats; what is too large becomes infinite. The values are not NaN.
 ///
 /// # Panics
 ///
-/// The lengths differ.
-pub fn f32_to_bf16(from: &[f32], to: &mut [bf16]) {
-    struct Round<'a>(&'a [f32], &'a mut [bf16]);
-    impl Kernel for Round<'_> {
-        type Out = ();
-        #[inline(always)]
-        fn run<S: Simd>(self, _: S) {
-            for (x, y) in self.0.iter().zip(self.1) {
-                let bits = x.to_bits();
-                let rounded = (bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16) as u16;
-                // Rounding could carry a NaN's mantissa into its sign; such a NaN is cut and made quiet instead.
-                let quiet = (bits >> 16) as u16 | 0x40;
-                *y = bf16::from_bits(if bits & 0x7fff_ffff > 0x7f80_0000 { quiet } else { rounded });
+/// There are not as many bytes as the values take.
+pub fn narrow(values: &[f32], float: Float, bytes: &mut [u8]) {
+    assert_eq!(bytes.len(), values.len() * float.bytes(), "bytes of {} values", values.len());
+    match float {
+        Float::BF16 => dispatch(Narrow::<0>(values, bytes)),
+        Float::F16 => dispatch(Narrow::<1>(values, bytes)),
+        Float::F32 => dispatch(Narrow::<2>(values, bytes)),
+    }
+}
+
+struct Widen<'a, const FLOAT: u8>(&'a [u8], &'a mut [f32]);
+
+impl<const FLOAT: u8> Kernel for Widen<'_, FLOAT> {
+    type Out = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Self(bytes, values) = self;
+        let (whole, rest) = values.as_chunks_mut::<LANES>();
+        let (first, last) = bytes.split_at(whole.len() * LANES * size::<FLOAT>());
+        for (bytes, values) in first.chunks_exact(LANES * size::<FLOAT>()).zip(whole) {
+            s.store(load::<S, FLOAT>(s, bytes), values);
+        }
+        let mut lanes = [0.0; LANES];
+        s.store(load_part::<S, FLOAT>(s, last), &mut lanes);
+        rest.copy_from_slice(&lanes[..rest.len()]);
+    }
+}
+
+struct Narrow<'a, const FLOAT: u8>(&'a [f32], &'a mut [u8]);
+
+impl<const FLOAT: u8> Kernel for Narrow<'_, FLOAT> {
+    type Out = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Self(values, bytes) = self;
+        let (whole, rest) = values.as_chunks::<LANES>();
+        let (first, last) = bytes.split_at_mut(whole.len() * LANES * size::<FLOAT>());
+        for (values, bytes) in whole.iter().zip(first.chunks_exact_mut(LANES * size::<FLOAT>())) {
+            store::<S, FLOAT>(s, s.load(values), bytes);
+        }
+        let (mut lanes, mut stored) = ([0.0; LANES], [0; 4 * LANES]);
+        lanes[..rest.len()].copy_from_slice(rest);
+        store::<S, FLOAT>(s, s.load(&lanes), &mut stored[..LANES * size::<FLOAT>()]);
+        last.copy_from_slice(&stored[..last.len()]);
+    }
+}
+
+/// Bytes of a value in the format numbered `FLOAT`: BF16, F16, F32.
+const fn size<const FLOAT: u8>() -> usize {
+    if FLOAT == 2 { 4 } else { 2 }
+}
+
+/// Why bytes are as many as sixteen values take.
+const SIXTEEN: &str = "the caller cuts sixteen values";
+
+/// Sixteen stored values of the format numbered `FLOAT`: BF16, F16, F32.
+#[inline(always)]
+pub(crate) fn load<S: Simd, const FLOAT: u8>(s: S, bytes: &[u8]) -> S::F {
+    match FLOAT {
+        0 => s.load_bf16(bytes.try_into().expect(SIXTEEN)),
+        1 => s.load_f16(bytes.try_into().expect(SIXTEEN)),
+        _ => s.load_f32(bytes.try_into().expect(SIXTEEN)),
+    }
+}
+
+/// As [`load`], of fewer than sixteen values; then zeros.
+#[inline(always)]
+pub(crate) fn load_part<S: Simd, const FLOAT: u8>(s: S, bytes: &[u8]) -> S::F {
+    let mut padded = [0; 4 * LANES];
+    padded[..bytes.len()].copy_from_slice(bytes);
+    load::<S, FLOAT>(s, &padded[..LANES * size::<FLOAT>()])
+}
+
+/// Rounds sixteen values to the format numbered `FLOAT`.
+#[inline(always)]
+fn store<S: Simd, const FLOAT: u8>(s: S, x: S::F, bytes: &mut [u8]) {
+    match FLOAT {
+        0 => {
+            let mut halves = [0; LANES];
+            s.store_u16(s.shr(s.bits(s.round_bf16(x)), 16), &mut halves);
+            for (bytes, half) in bytes.as_chunks_mut().0.iter_mut().zip(halves) {
+                *bytes = half.to_le_bytes();
+            }
+        }
+        1 => s.store_f16(x, bytes.try_into().expect(SIXTEEN)),
+        _ => {
+            let mut lanes = [0.0; LANES];
+            s.store(x, &mut lanes);
+            for (bytes, lane) in bytes.as_chunks_mut().0.iter_mut().zip(lanes) {
+                *bytes = lane.to_le_bytes();
             }
         }
     }
-    assert_eq!(from.len(), to.len(), "lengths of source and target");
-    dispatch(Round(from, to));
 }

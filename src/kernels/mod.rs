@@ -26,7 +26,8 @@ use std::cell::Cell;
 use std::fmt;
 use std::sync::atomic::{AtomicU8, Ordering};
 
-pub use convert::{bf16_to_f32, f32_to_bf16, first_nonfinite};
+pub use convert::{first_nonfinite, narrow, widen};
+pub(crate) use convert::{load, load_part};
 pub use distance::{Distance, Error, distance, error, same};
 pub use simd::{Float, LANES, Lanes, Simd, Words};
 pub use transpose::transpose;

@@ -138,23 +138,31 @@ proptest! {
 }
 
 #[test]
-fn casts_are_exact_for_every_bfloat16_and_between_them() {
-    let narrow: Vec<bf16> = (0..=u16::MAX).map(bf16::from_bits).collect();
-    // Every BF16 value, and beside each the values around the middle to its neighbour.
+fn casts_are_exact_for_every_half_and_between_them() {
+    let halves: Vec<u8> = (0..=u16::MAX).flat_map(u16::to_le_bytes).collect();
+    // Every BF16 value that is a number, and beside each the values around the middle to its neighbour. One more than sixteens.
     let wide: Vec<f32> = (0..=u16::MAX)
         .flat_map(|b| [0, 1, 0x7fff, 0x8000, 0x8001, 0xffff].map(|low| f32::from_bits(u32::from(b) << 16 | low)))
+        .chain([65_519.996, 65_520.0, -2.980_232_2e-8, 1.0, 1.0])
+        .filter(|x| !x.is_nan())
         .collect();
+    assert_ne!(wide.len() % LANES, 0, "a part of a vector");
     for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
-        let mut widened = vec![0.0; narrow.len()];
-        let mut rounded = vec![bf16::ZERO; wide.len()];
-        pinned(isa, || bf16_to_f32(&narrow, &mut widened));
-        pinned(isa, || f32_to_bf16(&wide, &mut rounded));
-        for (n, w) in narrow.iter().zip(widened) {
-            assert!(n.to_f32().to_bits() == w.to_bits() || n.is_nan() && w.is_nan(), "{n:?} {w}");
-        }
-        for (w, r) in wide.iter().zip(rounded) {
-            let expected = bf16::from_f32(*w);
-            assert!(expected == r || expected.is_nan() && r.is_nan(), "{w:e}: {r} is not {expected}");
+        for float in [Float::BF16, Float::F16, Float::F32] {
+            let mut widened = vec![0.0; halves.len() / float.bytes()];
+            pinned(isa, || widen(&halves, float, &mut widened));
+            for (stored, w) in halves.chunks_exact(float.bytes()).zip(widened) {
+                let expected = float.read(stored);
+                assert!(
+                    expected.to_bits() == w.to_bits() || expected.is_nan() && w.is_nan(),
+                    "{isa} {float:?} {stored:?} {w}"
+                );
+            }
+            let mut rounded = vec![0; wide.len() * float.bytes()];
+            pinned(isa, || narrow(&wide, float, &mut rounded));
+            for (w, r) in wide.iter().zip(rounded.chunks_exact(float.bytes())) {
+                assert_eq!(float.read(r).to_bits(), float.round(*w).to_bits(), "{isa} {float:?} {w:e}");
+            }
         }
     }
 }

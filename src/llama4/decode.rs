@@ -6,7 +6,7 @@ use super::pieces::Elements;
 use super::view::{Coding, Llama4, TensorId, Weight};
 use crate::checkpoint::Edges;
 use crate::dtype::Dtype;
-use crate::kernels::Float;
+use crate::kernels::{self, Float};
 use crate::quant::scheme::Scheme;
 use crate::quant::{Target, fp8, ggml, int4};
 
@@ -146,7 +146,9 @@ impl Llama4 {
         let bytes = plane.float.bytes();
         let length = weight.numel() * bytes as u64;
         let stored = self.checkpoint.range(plane.tensor, plane.offset..plane.offset + length);
-        stored.chunks_exact(bytes).map(|value| plane.float.read(value)).collect()
+        let mut values = vec![0.0; stored.len() / bytes];
+        kernels::widen(stored, plane.float, &mut values);
+        values
     }
 
     /// The bytes of rows `outs` of a tensor that has `out` rows.

@@ -105,7 +105,7 @@ impl<'a> Values<'a> {
             return rows.copy_from_slice(&self.joined[first..first + outs.len() * input]);
         }
         match self.plain(outs) {
-            Some((bytes, float)) => widen(bytes, float, rows),
+            Some((bytes, float)) => kernels::widen(bytes, float, rows),
             None => self.model.dequantize(self.weight, outs.clone(), rows),
         }
     }
@@ -149,17 +149,4 @@ impl<'a> Values<'a> {
 /// Where rows of `row` bytes lie in a plane's tensor.
 fn row_range(plane: &Plane, row: usize, outs: &Range<usize>) -> Range<u64> {
     plane.offset + (outs.start * row) as u64..plane.offset + (outs.end * row) as u64
-}
-
-/// Stored floats as `f32`; exact. The bytes may lie at any address.
-fn widen(bytes: &[u8], float: Float, rows: &mut [f32]) {
-    assert_eq!(bytes.len(), rows.len() * float.bytes(), "bytes for {} numbers", rows.len());
-    if float == Float::BF16
-        && let Ok(halves) = bytemuck::try_cast_slice::<u8, bf16>(bytes)
-    {
-        return kernels::bf16_to_f32(halves, rows);
-    }
-    for (value, bytes) in rows.iter_mut().zip(bytes.chunks_exact(float.bytes())) {
-        *value = float.read(bytes);
-    }
 }

@@ -9,6 +9,7 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 
 use crate::checkpoint::Edges;
+use crate::kernels;
 use crate::kernels::Float;
 use crate::kernels::gemm::{self, View, ViewMut, matmul};
 use crate::llama4::{Coding, Llama4, Plane, Weight};
@@ -139,9 +140,7 @@ pub fn row(model: &Llama4, weight: &Weight, index: usize, target: &mut [f32]) {
             let size = plane.float.bytes() as u64;
             let start = plane.offset + (index * plane.stride) as u64 * size;
             let bytes = model.checkpoint.range(plane.tensor, start..start + target.len() as u64 * size);
-            for (value, bytes) in target.iter_mut().zip(bytes.chunks_exact(size as usize)) {
-                *value = plane.float.read(bytes);
-            }
+            kernels::widen(bytes, plane.float, target);
         }
         _ => model.dequantize(weight, index..index + 1, target),
     }

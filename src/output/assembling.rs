@@ -280,7 +280,7 @@ impl Walk<'_> {
         let mut values = vec![0.0; columns];
         for (index, target) in converted.chunks_exact_mut(columns * self.target.float.bytes()).enumerate() {
             read_row(piece, row(index), scales, index, &mut values);
-            if let Some(column) = values.iter().position(|value| !value.is_finite()) {
+            if let Some(column) = kernels::first_nonfinite(bytemuck::cast_slice(&values), Float::F32) {
                 return Err(self.not_finite(values[column], place(index, column), Some(piece.tensor)));
             }
             self.cast.row(&values, target, |column| place(index, column));
@@ -308,7 +308,7 @@ impl Walk<'_> {
             } else {
                 let mut values = vec![0.0_f32; outs.len() * input];
                 self.model.dequantize(self.weight, outs.clone(), &mut values);
-                if let Some(at) = values.iter().position(|value| !value.is_finite()) {
+                if let Some(at) = kernels::first_nonfinite(bytemuck::cast_slice(&values), Float::F32) {
                     return Err(self.not_finite(values[at], (outs.start + at / input, at % input), None));
                 }
                 converted.resize(values.len() * float.bytes(), 0);
@@ -340,9 +340,7 @@ impl Walk<'_> {
 fn read_row(piece: &Piece, stored: &[u8], scales: &[f32], row: usize, values: &mut [f32]) {
     match piece.elements {
         Elements::Float(float) => {
-            for (value, bytes) in values.iter_mut().zip(stored.chunks_exact(float.bytes())) {
-                *value = float.read(bytes);
-            }
+            kernels::widen(stored, float, values);
         }
         Elements::Fp8 => {
             let scale = |column: usize| match (scales, piece.layout) {

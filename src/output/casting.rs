@@ -5,7 +5,7 @@
 use anyhow::Result;
 
 use super::work::BadWeight;
-use crate::kernels::Float;
+use crate::kernels::{self, Float};
 use crate::quant::Errors;
 
 /// What to do with values that are too large for a number format.
@@ -25,6 +25,8 @@ pub(super) struct Cast {
     errors: Errors,
     /// The first value that was too large, with its output and input.
     first: Option<(f32, usize, usize)>,
+    /// The last row as it was written.
+    rounded: Vec<f32>,
 }
 
 /// The largest finite value of a format.
@@ -38,32 +40,34 @@ fn largest(float: Float) -> f32 {
 
 impl Cast {
     pub(super) fn new(float: Float, overflow: Overflow) -> Self {
-        Self { float, overflow, errors: Errors::default(), first: None }
+        Self { float, overflow, errors: Errors::default(), first: None, rounded: Vec::new() }
     }
 
     /// Writes finite `values` to `target`; `place` gives the output and the input of a column.
     pub(super) fn row(&mut self, values: &[f32], target: &mut [u8], place: impl Fn(usize) -> (usize, usize)) {
+        kernels::narrow(values, self.float, target);
+        if kernels::first_nonfinite(target, self.float).is_some() {
+            self.clamp(values, target, place);
+        }
+        self.rounded.resize(values.len(), 0.0);
+        kernels::widen(target, self.float, &mut self.rounded);
+        let found = kernels::error(values, &self.rounded);
+        self.errors.sum_sq_weight += found.sum_sq;
+        self.errors.sum_sq_error += found.sum_sq_error;
+        self.errors.max_abs_error = self.errors.max_abs_error.max(found.max_abs);
+    }
+
+    /// Puts the largest value there is in the place of those that were too large.
+    fn clamp(&mut self, values: &[f32], target: &mut [u8], place: impl Fn(usize) -> (usize, usize)) {
         let largest = largest(self.float);
-        let errors = &mut self.errors;
         for (column, (&value, bytes)) in values.iter().zip(target.chunks_exact_mut(self.float.bytes())).enumerate() {
-            let mut rounded = self.float.round(value);
-            if rounded.is_infinite() {
-                errors.overflows += 1;
-                if self.first.is_none() {
+            if self.float.read(bytes).is_infinite() {
+                kernels::narrow(&[largest.copysign(value)], self.float, bytes);
+                self.errors.overflows += 1;
+                self.first.get_or_insert_with(|| {
                     let (out, input) = place(column);
-                    self.first = Some((value, out, input));
-                }
-                rounded = largest.copysign(value);
-            }
-            let difference = f64::from(value) - f64::from(rounded);
-            errors.sum_sq_weight += f64::from(value) * f64::from(value);
-            errors.sum_sq_error += difference * difference;
-            errors.max_abs_error = errors.max_abs_error.max(difference.abs() as f32);
-            // `rounded` is a value of the format already, so that this is exact.
-            match self.float {
-                Float::BF16 => bytes.copy_from_slice(&half::bf16::from_f32(rounded).to_le_bytes()),
-                Float::F16 => bytes.copy_from_slice(&half::f16::from_f32(rounded).to_le_bytes()),
-                Float::F32 => bytes.copy_from_slice(&rounded.to_le_bytes()),
+                    (value, out, input)
+                });
             }
         }
     }

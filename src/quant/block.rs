@@ -4,7 +4,7 @@
 
 use super::NonFinite;
 pub use crate::kernels::gemm::Layout;
-use crate::kernels::{Float, Kernel, LANES, Lanes, Simd, dispatch};
+use crate::kernels::{Float, Kernel, LANES, Lanes, Simd, dispatch, load, load_part};
 
 /// A view of a matrix of `outs` x `ins` values, at any alignment.
 #[derive(Clone, Copy, Debug)]
@@ -254,23 +254,4 @@ impl Kernel for LoadTiles<'_, '_> {
     fn run<S: Simd>(self, s: S) {
         self.block.load_tiles(s, self.first_out, self.inputs, self.rows, self.tiles);
     }
-}
-
-/// Sixteen values of the format numbered `FLOAT` (BF16, F16, F32), which `bytes` consists of.
-#[inline(always)]
-fn load<S: Simd, const FLOAT: u8>(s: S, bytes: &[u8]) -> S::F {
-    const WHY: &str = "the caller cuts sixteen values";
-    match FLOAT {
-        0 => s.load_bf16(bytes.try_into().expect(WHY)),
-        1 => s.load_f16(bytes.try_into().expect(WHY)),
-        _ => s.load_f32(bytes.try_into().expect(WHY)),
-    }
-}
-
-/// Fewer than sixteen values, then zeros.
-#[inline(always)]
-fn load_part<S: Simd, const FLOAT: u8>(s: S, bytes: &[u8]) -> S::F {
-    let mut padded = [0; 4 * LANES];
-    padded[..bytes.len()].copy_from_slice(bytes);
-    load::<S, FLOAT>(s, &padded[..if FLOAT == 2 { 4 * LANES } else { 2 * LANES }])
 }
