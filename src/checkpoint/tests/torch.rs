@@ -186,6 +186,17 @@ fn a_pickle_that_no_program_writes_is_an_error_and_costs_nothing() {
         let message = refused_bytes(&file_with(value, false));
         assert!(message.contains(wanted), "{value:?}: {message}");
     }
+    let endless = tensor("ShortStorage", &"0".repeat(65), 0, &[1], &[1]);
+    assert!(refused_bytes(&file_with(&endless, false)).contains("a storage whose name has more than 64 bytes"));
+    let many = [
+        b"(".to_vec(),
+        tensor("ShortStorage", "0", 0, &[1], &[1]),
+        b"q\x01".to_vec(),
+        b"h\x01".repeat(70_000),
+        b"t".to_vec(),
+    ];
+    assert!(refused_bytes(&file_with(&many.concat(), false)).contains("more than 65536 tensors"));
+    assert!(refused_bytes(&file_with(&b"N0".repeat(1 << 20), false)).contains("more than 2097152 instructions"));
     // A name through the stack is held to the same list.
     let by_stack = [text("os"), text("system"), b"\x93".to_vec()].concat();
     assert!(refused_bytes(&file_with(&by_stack, false)).contains("asks for `os.system`"));

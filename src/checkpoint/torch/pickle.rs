@@ -2,8 +2,8 @@
 //!
 //! The machine below knows plain values, plain containers, and the handful of names that stand for tensors. A name that
 //! it does not know is refused at once, with the name, before anything could be done with it. Nothing is called, nothing
-//! is imported. Memory is bounded: the machine is a loop without recursion, no instruction makes more than one value, and
-//! strings are borrowed. Opcodes: Python 3.13, `Lib/pickletools.py`; names: PyTorch 2.13, `torch/_weights_only_unpickler.py`.
+//! is imported. Memory is bounded: the machine is a loop without recursion, no instruction makes more than one value, strings
+//! are borrowed, and instructions, tensors and names are as many and as long as a checkpoint could need. Opcodes: Python 3.13, `Lib/pickletools.py`; names: PyTorch 2.13, `torch/_weights_only_unpickler.py`.
 
 use std::collections::HashMap;
 
@@ -33,6 +33,15 @@ pub(super) struct Fault {
 
 /// Containers in containers, such as `{"model": {...}}`.
 const DEPTH_MAX: usize = 4;
+
+/// Most instructions of a pickle. `torch.save` needs about forty for a tensor.
+const INSTRUCTIONS_MAX: usize = 1 << 21;
+
+/// Most tensors of a pickle: the same one may stand in many places.
+const TENSORS_MAX: usize = 1 << 16;
+
+/// Longest name of a storage, in bytes; `torch.save` numbers them.
+const KEY_BYTES_MAX: usize = 64;
 
 /// Most values that are looked at for tensors: a container may stand in many others.
 const VALUES_MAX: usize = 1 << 20;
@@ -105,7 +114,7 @@ struct Machine<'a> {
 impl<'a> Machine<'a> {
     /// Runs to the end and gives the value there.
     fn run(&mut self) -> Result<Value<'a>, Kind> {
-        loop {
+        for _ in 0..INSTRUCTIONS_MAX {
             let opcode = self.byte()?;
             if opcode == b'.' {
                 return self.pop();
@@ -147,6 +156,7 @@ impl<'a> Machine<'a> {
                 _ => return Err(self.broken(&format!("the opcode {opcode:#04x}, which no checkpoint needs"))),
             }
         }
+        Err(self.broken(&format!("more than {INSTRUCTIONS_MAX} instructions")))
     }
 
     /// Plain values. Says whether it knew the opcode.
@@ -288,6 +298,9 @@ impl<'a> Machine<'a> {
     fn storage(&self, id: Value<'a>) -> Result<Storage<'a>, Kind> {
         let Value::Tuple(id) = id else { return Err(self.broken("a storage without a description")) };
         match self.tuples[id].as_slice() {
+            [_, _, Value::Text(key), ..] if key.len() > KEY_BYTES_MAX => {
+                Err(self.broken(&format!("a storage whose name has more than {KEY_BYTES_MAX} bytes")))
+            }
             [Value::Text("storage"), Value::Global(Global::Storage(dtype)), Value::Text(key), Value::Text(_), _] => {
                 Ok(Storage { key, dtype: *dtype })
             }
@@ -330,6 +343,7 @@ impl<'a> Machine<'a> {
         match value {
             _ if found.values > VALUES_MAX => fault(format!("more than {VALUES_MAX} values")),
             _ if prefix.len() > NAME_BYTES_MAX => fault(format!("a name of more than {NAME_BYTES_MAX} bytes")),
+            Value::Tensor(_) if found.views.len() == TENSORS_MAX => fault(format!("more than {TENSORS_MAX} tensors")),
             Value::Tensor(id) => {
                 let Tensor { storage, dtype, offset, shape, stride } = &self.tensors[id];
                 found.views.push(View {
