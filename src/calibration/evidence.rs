@@ -1,6 +1,5 @@
 //! Statistics from a file of either kind: l4tool's own, or llama.cpp's importance matrix.
 
-use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
@@ -9,6 +8,7 @@ use anyhow::{Context, Result};
 use super::imatrix::Imatrix;
 use super::statistics::Statistics;
 use crate::checkpoint::gguf::MAGIC;
+use crate::files;
 use crate::llama4::{Llama4, Weight};
 
 /// What is known of a model's inputs.
@@ -28,7 +28,8 @@ impl Evidence {
     pub fn open(path: &Path) -> Result<Self> {
         let mut magic = [0; MAGIC.len()];
         let context = || format!("opening the statistics `{}`", path.display());
-        let begins = File::open(path).with_context(context)?.read(&mut magic).with_context(context)?;
+        let (mut file, _) = files::open_regular(path).with_context(context)?;
+        let begins = file.read(&mut magic).with_context(context)?;
         Ok(match magic == MAGIC && begins == MAGIC.len() {
             true => Self::Imatrix(Imatrix::open(path)?),
             false => Self::Statistics(Box::new(Statistics::open(path)?)),

@@ -6,6 +6,20 @@ pub use output::{Aligned, BOUNCE_BYTES, Bounce, OutputFile};
 
 use std::fs::{File, TryLockError};
 use std::io;
+use std::path::Path;
+
+/// Opens a file for reading, and says how many bytes it has. Refuses what is no regular file: opening a pipe would wait for a writer
+/// for ever, and a device may have no end.
+///
+/// # Errors
+/// There is none, it is something else, or it cannot be read.
+pub fn open_regular(path: &Path) -> io::Result<(File, u64)> {
+    let found = std::fs::metadata(path)?;
+    if !found.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"));
+    }
+    Ok((File::open(path)?, found.len()))
+}
 
 /// Lower case hex digits.
 pub fn hex(bytes: &[u8]) -> String {

@@ -4,6 +4,7 @@
 //! for each expert, one entry for each layer with experts. Knows no model but the one that the numbers are held against.
 
 use std::collections::BTreeMap;
+use std::io::Read;
 use std::path::Path;
 
 use anyhow::{Context, Result};
@@ -12,6 +13,7 @@ use serde::Deserialize;
 use super::layout::Orders;
 use crate::calibration::statistics::Statistics;
 use crate::error::hint;
+use crate::files;
 use crate::llama4::Llama4;
 use crate::llama4::config::TextConfig;
 
@@ -59,12 +61,13 @@ pub(super) fn read(path: &Path, model: &Llama4, places: &Orders) -> Result<Loads
 
 fn document(path: &Path) -> Result<Loads> {
     let context = || format!("reading the statistics `{}`", path.display());
-    let bytes = std::fs::metadata(path).with_context(context)?.len();
+    let (file, bytes) = files::open_regular(path).with_context(context)?;
     if bytes > BYTES_MAX {
         let message = format!("the statistics `{}` have {bytes} bytes; the most is {BYTES_MAX}", path.display());
         return Err(hint(message, "name the file that holds the numbers of tokens"));
     }
-    let text = std::fs::read(path).with_context(context)?;
+    let mut text = Vec::new();
+    file.take(BYTES_MAX).read_to_end(&mut text).with_context(context)?;
     let document: Document = serde_json::from_slice(&text).with_context(context)?;
     if document.schema != SCHEMA {
         let message = format!("`{}` has the schema `{}`, not `{SCHEMA}`", path.display(), document.schema);
