@@ -25,7 +25,7 @@ pub use text::{Llama3Scaling, Rope, TextConfig};
 pub use vision::VisionConfig;
 
 use super::gguf;
-use crate::checkpoint::{Checkpoint, shown};
+use crate::checkpoint::{Checkpoint, rank_of, shown};
 use crate::dtype::Dtype;
 use fields::Fields;
 
@@ -84,7 +84,8 @@ impl Config {
     /// The config of an open checkpoint.
     ///
     /// # Errors
-    /// As [`Config::parse`], and if the checkpoint has no `config.json` and is not in GGUF, whose keys are its config.
+    /// As [`Config::parse`], and if the checkpoint has no `config.json` and is not in GGUF, whose keys are its config. Of Meta's files,
+    /// if `params.json` is not there, or says of the tensors that they are pieces of more ranks than there are files.
     pub fn of(checkpoint: &Checkpoint) -> Result<Self, ConfigError> {
         let file = |name: &str| checkpoint.folder().join(name);
         if gguf::is_gguf(checkpoint) {
@@ -93,9 +94,19 @@ impl Config {
         }
         match checkpoint.config() {
             Some((name @ "params.json", json)) => {
-                Self::of_document(&file(name), meta::document(&file(name), json, &meta::Facts::of(checkpoint))?)
+                let document = meta::document(&file(name), json, &meta::Facts::of(checkpoint))?;
+                let config = Self::of_document(&file(name), document)?;
+                super::meta::require_all_ranks(checkpoint, &config)?;
+                Ok(config)
             }
             Some((name, json)) => Self::parse(&file(name), json),
+            // The folder and not the file: it is there, and `inspect` takes a file that is not for a missing `config.json`.
+            None if checkpoint.files().iter().any(|file| rank_of(&file.name).is_some()) => Err(ConfigError {
+                file: checkpoint.folder().to_path_buf(),
+                field: None,
+                problem: "`params.json` is missing beside Meta's files of weights".to_string(),
+                hint: Some("fetch `params.json` from where the weights came from".to_string()),
+            }),
             None => Err(ConfigError {
                 file: file("config.json"),
                 field: None,

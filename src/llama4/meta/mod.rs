@@ -4,23 +4,21 @@
 //! is read. Also `fp8_mixed`, as Meta's `scripts/quantize.py` writes it: experts in FP8 with a scale per output and rank.
 
 mod names;
+mod ranks;
 
 use std::collections::HashMap;
-
-use anyhow::{Result, bail};
 
 use super::config::Config;
 use super::expected::{Expected, expected};
 use super::pieces::{Axis, Elements, Piece, Pieces, Scales};
 use super::view::{Coding, Dialect, Llama4, Plane, Problem, ProblemKind, TensorId, Weight, unexpected};
-use crate::checkpoint::{Checkpoint, Edges, rank_of, shown};
+use crate::checkpoint::{Checkpoint, rank_of, shown};
 use crate::dtype::Dtype;
 use crate::kernels::Float;
 use crate::quant::Layout;
 use names::{Place, Split, Take, is_ignored, places, scale_keys};
 
-/// Largest tensor that is compared between ranks: norms and biases.
-const COMPARED_BYTES_MAX: u64 = 64 << 10;
+pub(super) use ranks::require_all_ranks;
 
 /// The tensors of one key, by rank.
 type Ranks = HashMap<usize, TensorId>;
@@ -39,6 +37,7 @@ pub(super) fn assign(checkpoint: Checkpoint, config: Config) -> Llama4 {
     let mut problems = Vec::new();
     let mut owner = vec![None; checkpoint.tensors().len()];
     let (mut weights, mut pieces) = (Vec::new(), Vec::new());
+    problems.extend(ranks::one_of_several(&checkpoint, &config));
     {
         let catalogue = Catalogue::new(&checkpoint, &config, &mut problems);
         for wanted in expected(&config) {
@@ -244,42 +243,6 @@ impl<'a> Catalogue<'a> {
         };
         let offset = wanted.expert.unwrap_or(0) as u64 * out as u64 * float.bytes() as u64;
         Ok(Scales { tensor: id, float, offset, per_output: true })
-    }
-}
-
-impl Llama4 {
-    /// Compares the small tensors that every rank has whole: they are equal unless files of different models lie together.
-    ///
-    /// # Errors
-    /// Names the first that differs and its files.
-    pub fn check_ranks(&self) -> Result<()> {
-        let checkpoint = &self.checkpoint;
-        let mut by_key: HashMap<&str, TensorId> = HashMap::new();
-        let mut ids: Vec<TensorId> = (0..checkpoint.tensors().len()).collect();
-        ids.sort_by_key(|&id| (checkpoint.tensors()[id].file, id));
-        let replicated: HashMap<String, ()> = expected(&self.config)
-            .iter()
-            .flat_map(places)
-            .filter(|place| place.split == Split::Replicated)
-            .map(|place| (place.key, ()))
-            .collect();
-        for id in ids {
-            let (key, tensor) = (key_of(checkpoint, id), &checkpoint.tensors()[id]);
-            if tensor.bytes > COMPARED_BYTES_MAX || !replicated.contains_key(key) {
-                continue;
-            }
-            let first = *by_key.entry(key).or_insert(id);
-            let same = first == id || checkpoint.bytes(first) == checkpoint.bytes(id);
-            checkpoint.release(id, 0..tensor.bytes, Edges::Drop);
-            if !same {
-                let [a, b] = [first, id].map(|id| checkpoint.files()[checkpoint.tensors()[id].file].name.as_str());
-                bail!(crate::error::hint(
-                    format!("`{}` differs between `{a}` and `{b}`, and every rank should have the same", shown(key)),
-                    "the files are not from the same model; fetch all of them from the same revision",
-                ));
-            }
-        }
-        Ok(())
     }
 }
 
