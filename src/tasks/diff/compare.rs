@@ -4,8 +4,8 @@ use std::ops::Range;
 
 use super::report::{Difference, Element, Status, WeightDiff};
 use crate::checkpoint::Edges;
-use crate::kernels::{Distance, distance, same};
-use crate::llama4::{Coding, Llama4, Plane, TensorId, Values, Weight, block_rows};
+use crate::kernels::{Distance, Float, distance, same};
+use crate::llama4::{Coding, Elements, Expectation, Llama4, Plane, TensorId, Values, Weight, block_rows};
 use crate::quant::Layout;
 
 /// Bytes that are compared between two looks at the next ones.
@@ -44,13 +44,35 @@ pub(super) fn compare(a: Side<'_>, b: Side<'_>, buffers: &mut Buffers) -> Weight
         report.message = Some(format!("has shape {:?} in A and {:?} in B", a.weight.shape, b.weight.shape));
     } else if !identical(a, b) {
         let found = differences(a, b, buffers);
-        report.status = if found.distance.differing == 0 { Status::Equal } else { Status::Different };
+        let as_stored = found.same_bits && float(a).is_some() && float(a) == float(b);
+        report.status = match found.distance.differing {
+            0 if as_stored => Status::Identical,
+            0 => Status::Equal,
+            _ => Status::Different,
+        };
         report.difference = (report.status == Status::Different).then(|| found.report(a.weight));
     }
     report
 }
 
-/// Whether both sides are coded in the same way with the same bits. Stops at the first difference.
+/// The format of a weight that is not quantized, whatever it lies in.
+fn float(side: Side<'_>) -> Option<Float> {
+    match side.weight.coding {
+        Coding::Plain(plane) => Some(plane.float),
+        Coding::Split { float, .. } => float,
+        Coding::Pieces(id) => {
+            let mut elements = side.model.pieces[id].pieces.iter().map(|piece| piece.elements);
+            match elements.next()? {
+                Elements::Float(float) if elements.all(|other| other == Elements::Float(float)) => Some(float),
+                _ => None,
+            }
+        }
+        Coding::Int4 { .. } | Coding::Fp8 { .. } | Coding::Blocks { .. } => None,
+    }
+}
+
+/// Whether both sides are coded in the same way with the same bits, as far as that shows without a look at numbers. Stops at the
+/// first difference.
 fn identical(a: Side<'_>, b: Side<'_>) -> bool {
     match (a.weight.coding, b.weight.coding) {
         (Coding::Plain(one), Coding::Plain(other)) if one.float == other.float => match (one.layout, other.layout) {
@@ -62,27 +84,85 @@ fn identical(a: Side<'_>, b: Side<'_>) -> bool {
             }
             _ => same_rows(a, b),
         },
-        (Coding::Int4 { .. }, Coding::Int4 { .. }) | (Coding::Fp8 { .. }, Coding::Fp8 { .. }) => {
-            let (one, other): (Vec<_>, Vec<_>) =
-                (a.weight.coding.tensors().collect(), b.weight.coding.tensors().collect());
-            let alike = |(&x, &y): (&TensorId, &TensorId)| {
-                let (x, y) = (&a.model.checkpoint.tensors()[x], &b.model.checkpoint.tensors()[y]);
-                x.dtype == y.dtype && x.shape == y.shape
-            };
-            a.weight.coding.scheme() == b.weight.coding.scheme()
-                && one.len() == other.len()
-                && one.iter().zip(&other).all(alike)
-                && one.iter().zip(&other).all(|(&x, &y)| {
-                    let bytes = a.model.checkpoint.tensors()[x].bytes;
-                    same_bytes((a.model, x, 0), (b.model, y, 0), bytes)
-                })
+        (Coding::Split { scheme: Some(one), .. }, Coding::Split { scheme: Some(other), .. }) => {
+            one == other && same_tensors(a, b)
         }
+        (Coding::Int4 { .. }, Coding::Int4 { .. }) | (Coding::Fp8 { .. }, Coding::Fp8 { .. }) => {
+            a.weight.coding.scheme() == b.weight.coding.scheme() && same_tensors(a, b)
+        }
+        (Coding::Split { scheme: Some(scheme), .. }, whole) => Some(scheme) == whole.scheme() && same_in_parts(b, a),
+        (whole, Coding::Split { scheme: Some(scheme), .. }) => Some(scheme) == whole.scheme() && same_in_parts(a, b),
         (Coding::Blocks { tensor, dtype, offset }, Coding::Blocks { tensor: other, dtype: theirs, offset: at }) => {
             let bytes = a.model.stored_bytes(a.weight);
             dtype == theirs && same_bytes((a.model, tensor, offset), (b.model, other, at), bytes)
         }
         _ => false,
     }
+}
+
+/// Compares the tensors that two weights are stored in, one by one.
+fn same_tensors(a: Side<'_>, b: Side<'_>) -> bool {
+    let (one, other) = (a.model.tensors_of(a.weight), b.model.tensors_of(b.weight));
+    let alike = |(&x, &y): (&TensorId, &TensorId)| {
+        let (x, y) = (&a.model.checkpoint.tensors()[x], &b.model.checkpoint.tensors()[y]);
+        x.dtype == y.dtype && x.shape == y.shape
+    };
+    one.len() == other.len()
+        && one.iter().zip(&other).all(alike)
+        && one.iter().zip(&other).all(|(&x, &y)| {
+            let bytes = a.model.checkpoint.tensors()[x].bytes;
+            same_bytes((a.model, x, 0), (b.model, y, 0), bytes)
+        })
+}
+
+/// Compares the tensors of a quantized weight with those of the same one in rank shards.
+fn same_in_parts(whole: Side<'_>, split: Side<'_>) -> bool {
+    let shards = split.model.shards_of(split.weight);
+    whole.weight.coding.tensors().enumerate().all(|(place, id)| {
+        let parts: Option<Vec<TensorId>> = shards.iter().map(|shard| shard.tensors().nth(place)).collect();
+        parts.is_some_and(|parts| same_joined((whole.model, id), (split.model, &parts)))
+    })
+}
+
+/// Compares a tensor with its parts, which have it whole, or each some of its rows, or each some of its columns.
+fn same_joined((model, id): (&Llama4, TensorId), (split, parts): (&Llama4, &[TensorId])) -> bool {
+    let info = |model: &'_ Llama4, id: TensorId| {
+        let info = &model.checkpoint.tensors()[id];
+        (info.dtype, info.shape.first().copied().unwrap_or(1).max(1), info.bytes)
+    };
+    let ((dtype, rows, bytes), (theirs, their_rows, their_bytes)) = (info(model, id), info(split, parts[0]));
+    if matches!(model.expectation(id), Expectation::Shape(..)) {
+        // A part has the shape of a part, and it was held against the model when it was opened.
+        return true;
+    }
+    if dtype != theirs {
+        return false;
+    }
+    if bytes == their_bytes {
+        return parts.iter().all(|&part| same_bytes((model, id, 0), (split, part, 0), bytes));
+    }
+    if bytes != their_bytes * parts.len() as u64 {
+        return false;
+    }
+    if rows != their_rows {
+        let mut ranked = (0..).zip(parts);
+        return ranked.all(|(rank, &part)| same_bytes((model, id, rank * their_bytes), (split, part, 0), their_bytes));
+    }
+    let (row, run) = (bytes / rows, their_bytes / rows);
+    let step = (STRIPE_BYTES / row.max(1)).max(1);
+    (0..rows).step_by(step as usize).all(|first| {
+        let count = step.min(rows - first);
+        let range = |bytes: u64| first * bytes..(first + count) * bytes;
+        let equal = parts.iter().enumerate().all(|(rank, &part)| {
+            let strip = split.checkpoint.range(part, range(run)).chunks_exact(run as usize);
+            let whole = model.checkpoint.range(id, range(row)).chunks_exact(row as usize);
+            let equal = whole.zip(strip).all(|(row, strip)| row[rank * strip.len()..].starts_with(strip));
+            split.checkpoint.release(part, range(run), Edges::Drop);
+            equal
+        });
+        model.checkpoint.release(id, range(row), Edges::Drop);
+        equal
+    })
 }
 
 /// Compares ranges of two tensors, stripe by stripe.
@@ -152,13 +232,15 @@ fn pieces(weight: &Weight) -> impl Iterator<Item = (Range<usize>, Vec<Range<usiz
 struct Found {
     distance: Distance,
     first: Option<(usize, f32, f32)>,
+    /// Not even the signs of zeros differ.
+    same_bits: bool,
 }
 
 /// Compares all numbers of two weights.
 fn differences(a: Side<'_>, b: Side<'_>, buffers: &mut Buffers) -> Found {
     let (_, input) = a.weight.matrix();
     let (mut left, mut right) = (Values::new(a.model, a.weight), Values::new(b.model, b.weight));
-    let mut found = Found::default();
+    let mut found = Found { same_bits: true, ..Found::default() };
     for (block, pieces) in pieces(a.weight) {
         left.enter(block.clone());
         right.enter(block);
@@ -171,6 +253,7 @@ fn differences(a: Side<'_>, b: Side<'_>, buffers: &mut Buffers) -> Found {
             }
             let (x, y) = (&buffers.a[..count], &buffers.b[..count]);
             let piece = distance(x, y);
+            found.same_bits &= bytemuck::cast_slice::<f32, u32>(x) == bytemuck::cast_slice::<f32, u32>(y);
             if piece.differing > 0 && found.first.is_none() {
                 let at = x.iter().zip(y).position(|(&x, &y)| !same(x, y));
                 found.first = at.map(|at| (outs.start * input + at, x[at], y[at]));
