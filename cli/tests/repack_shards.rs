@@ -6,11 +6,13 @@ mod common;
 
 use std::fs;
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use common::{
-    Scratch, Tensor, assert_nothing, l4tool, positions, quantize, read_file, read_model, repack, run, testdata,
+    Scratch, Tensor, assert_nothing, edit, l4tool, positions, quantize, read_file, read_model, repack, run, tensor,
+    testdata, tiny,
 };
+use serde_json::Value;
 
 /// Columns `columns` of `rows` rows of `width` elements.
 fn columns(tensor: &Tensor, rows: usize, columns: &[Range<usize>]) -> Vec<u8> {
@@ -137,4 +139,100 @@ fn rank_shards_that_do_not_belong_together_are_refused() {
     run(&mut repack(&theirs, &out, "--layout scout-1xh100")).refused(&["holds rank shards", "--layout hf"]);
     run(&mut quantize(&theirs, &out, "--int4")).refused(&["holds rank shards", "--layout hf"]);
     assert_nothing(&out);
+}
+
+/// The same bits in rank shards are identical to `diff`, plain or quantized, and a changed bit is not, even if no number changes.
+#[test]
+fn rank_shards_are_held_against_whole_files_bit_by_bit() {
+    let scratch = Scratch::new();
+    let plain = scratch.testdata("tiny-scout");
+    let (int4, fp8) = (scratch.path("int4"), scratch.path("fp8"));
+    run(&mut quantize(&plain, &int4, "--scheme w4a16-asym --group-size 64")).ok();
+    run(&mut quantize(&plain, &fp8, "--fp8")).ok();
+    let others = |a: &Path, b: &Path| {
+        let report = run(l4tool("diff").arg(a).arg(b).arg("--json")).json();
+        let weights = report["weights"].as_array().unwrap().iter();
+        let text = |weight: &Value, field: &str| weight[field].as_str().unwrap().to_owned();
+        let of = |weight: &Value| format!("{} {}", text(weight, "name"), text(weight, "status"));
+        weights.filter(|weight| weight["status"] != "identical").map(of).collect::<Vec<String>>()
+    };
+    let shards_of = |source: &Path| source.with_extension("shards");
+    for source in [&plain, &int4, &fp8] {
+        let shards = shards_of(source);
+        run(&mut repack(source, &shards, "--layout tp8 --ranks 2")).ok();
+        for [a, b] in [[source, &shards], [&shards, source], [&shards, &shards]] {
+            assert_eq!(others(a, b), Vec::<String>::new(), "{} and {}", a.display(), b.display());
+        }
+    }
+    // The last code of a matrix that is cut along its inputs, and of one that is cut along its outputs.
+    let flip = |bytes: &mut [u8]| *bytes.last_mut().unwrap() ^= 0x10;
+    edit_bytes(&int4, "layers.1.feed_forward.experts.5.down_proj.weight_packed", flip);
+    edit_bytes(&fp8, "layers.1.feed_forward.experts.5.gate_proj.weight", flip);
+    edit_bytes(&fp8, "layers.2.feed_forward.experts.3.down_proj.weight", flip);
+    assert_eq!(others(&int4, &shards_of(&int4)), ["layers.1.feed_forward.experts.5.down_proj different"]);
+    let found = others(&fp8, &shards_of(&fp8));
+    let names = ["layers.1.feed_forward.experts.5.gate_proj", "layers.2.feed_forward.experts.3.down_proj"];
+    assert_eq!(found, names.map(|name| format!("{name} different")));
+    // Zeros of either sign are the same number.
+    let name = "language_model.model.layers.1.self_attn.o_proj.weight";
+    let zero = |sign: u8| move |bytes: &mut [u8]| bytes[18..20].copy_from_slice(&[0, sign]);
+    edit_bytes(&plain, name, zero(0));
+    fs::remove_dir_all(shards_of(&plain)).unwrap();
+    run(&mut repack(&plain, &shards_of(&plain), "--layout tp8 --ranks 2")).ok();
+    assert_eq!(others(&plain, &shards_of(&plain)), Vec::<String>::new());
+    edit_bytes(&plain, name, zero(0x80));
+    assert_eq!(others(&plain, &shards_of(&plain)), ["layers.1.self_attn.o_proj equal"]);
+}
+
+/// Changes the bytes of the tensor whose name ends so.
+fn edit_bytes(folder: &Path, end: &str, change: impl FnOnce(&mut [u8])) {
+    let files = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let weights = files.filter(|path| path.extension().is_some_and(|ending| ending == "safetensors"));
+    let place = |file: PathBuf| {
+        let (_, start, bytes) = positions(&file).into_iter().find(|(name, ..)| name.ends_with(end))?;
+        Some((file, start as usize..(start + bytes) as usize))
+    };
+    let (file, range) = weights.into_iter().find_map(place).unwrap();
+    let mut bytes = fs::read(&file).unwrap();
+    change(&mut bytes[range]);
+    fs::write(&file, bytes).unwrap();
+}
+
+/// Wider floats in rank shards are rounded with the same account as in whole files.
+#[test]
+fn floats_of_rank_shards_are_cast_as_those_of_whole_files() {
+    let scratch = Scratch::new();
+    let source = scratch.checkpoint("source", &tiny());
+    let name = "language_model.model.layers.1.self_attn.o_proj.weight";
+    let wider = |values: &[(usize, f32)]| {
+        edit(&source, |tensors| {
+            let tensor = tensor(tensors, name);
+            if tensor.dtype == "BF16" {
+                tensor.data = tensor.data.chunks(2).flat_map(|half| [0, 0, half[0], half[1]]).collect();
+                tensor.dtype = "F32".into();
+            }
+            values.iter().for_each(|&(at, value)| tensor.set(at, &value.to_le_bytes()));
+        });
+    };
+    let shards = scratch.path("shards");
+    let convert = |from: &Path, to: &str, flags: &str| {
+        let _ = fs::remove_dir_all(scratch.path(to));
+        run(l4tool("convert --to hf --dtype bf16 --json")
+            .args(flags.split_whitespace())
+            .arg(from)
+            .arg("-o")
+            .arg(scratch.path(to)))
+    };
+    for (values, flags, overflows) in [(&[(3, 1.001), (70, -3.0e-3)][..], "", 0), (&[(5, 3.402e38)], "--clamp", 1)] {
+        wider(values);
+        let _ = fs::remove_dir_all(&shards);
+        run(&mut repack(&source, &shards, "--layout tp8 --ranks 2")).ok();
+        let (whole, parts) =
+            (convert(&source, "whole", flags).ok().json(), convert(&shards, "parts", flags).ok().json());
+        assert_eq!(whole["rounded"].as_array().unwrap().len(), 1, "{whole}");
+        assert_eq!(parts["rounded"], whole["rounded"]);
+        assert_eq!((&parts["overflows"], &whole["overflows"]), (&overflows.into(), &overflows.into()));
+        assert_eq!(read_model(&scratch.path("parts")), read_model(&scratch.path("whole")));
+    }
+    convert(&shards, "parts", "").refused(&["3.402e38", "the largest of BF16", "--dtype f32", "--clamp"]);
 }

@@ -293,12 +293,15 @@ impl Walk<'_> {
     fn dequantized(&mut self) -> Result<()> {
         let (_, input) = self.weight.matrix();
         let float = self.target.float;
+        // What a quantized weight stands for is a BF16 number; floats in rank shards may be wider.
+        let wider = matches!(self.weight.coding, Coding::Split { float: Some(stored), .. } if stored != float);
+        let exact = float == Float::BF16 && !wider;
         let step = (STRIPE_BYTES / (input * size_of::<f32>())).max(1);
         let (all, ins) = (self.part.outs.clone(), self.part.ins.clone());
         for first in all.clone().step_by(step) {
             let outs = first..(first + step).min(all.end);
             let mut converted = Vec::new();
-            if float == Float::BF16 {
+            if exact {
                 let mut values = vec![bf16::ZERO; outs.len() * input];
                 self.model.dequantize(self.weight, outs.clone(), &mut values);
                 converted.extend_from_slice(bytemuck::cast_slice(&values));

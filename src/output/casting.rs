@@ -84,7 +84,12 @@ impl Cast {
                     "{count} values are beyond {largest:e}, the largest of {}: the first is {value:e}, at output {out}, input {input}",
                     self.float.dtype()
                 );
-                let remedy = "choose a format with a larger range, `--dtype bf16` or `f32`; or `--clamp` takes the largest value in their place";
+                let remedy = match self.float {
+                    Float::F16 => {
+                        "choose a format with a larger range, `--dtype bf16` or `f32`; or `--clamp` takes the largest value in their place"
+                    }
+                    _ => "keep the format with `--dtype f32`; or `--clamp` takes the largest value in their place",
+                };
                 Err(BadWeight { remedy: Some(remedy), ..BadWeight::new(name, what) }.into())
             }
             _ => Ok(Errors { sum_sq_error_rtn: self.errors.sum_sq_error, ..self.errors }),

@@ -261,6 +261,10 @@ mod tests {
         std::thread::scope(|scope| {
             let second = || hash.written(&file, 10, &[1; 10], &mut Bounce::default(), &Permits::new(1));
             let second = scope.spawn(second);
+            // Whoever leaves that list holds the lock until it waits.
+            while hash.lock().line.waiting.contains(&10) {
+                std::thread::yield_now();
+            }
             hash.give_up();
             second.join().unwrap().unwrap();
         });

@@ -53,7 +53,12 @@ pub fn plan_part(builder: &mut PlanBuilder, model: &Llama4, index: usize, at: Ra
         }
         let how = tensor_cut(how, kind, scheme);
         let Some(shape) = part_shape(how, &dimensions(&info.shape), at.ranks) else {
-            return Err(uneven(weight, &format!("`{}` of shape {:?}", info.name, info.shape), at.ranks));
+            return Err(uneven(
+                weight,
+                &format!("`{}` of shape {:?}", info.name, info.shape),
+                at.ranks,
+                coarse(weight),
+            ));
         };
         let tensor = builder.tensor(info.name.clone(), info.dtype, shape.iter().map(|&n| n as u64).collect())?;
         let (rows, row) = rows_of(&info.shape, info.bytes);
@@ -219,7 +224,12 @@ fn plan_strips(builder: &mut PlanBuilder, strips: &[Strip], rows: u64, tensor: O
 /// The shape of a rank's part of a weight.
 fn check(weight: &Weight, how: Cut, ranks: usize) -> Result<Vec<usize>> {
     let Some(part) = part_shape(how, &weight.shape, ranks) else {
-        return Err(uneven(weight, &format!("its shape {:?}", weight.shape), ranks));
+        return Err(uneven(
+            weight,
+            &format!("its shape {:?}", weight.shape),
+            ranks,
+            "use a number of `--ranks` that divides it",
+        ));
     };
     let (out, input) = (part[0], part[part.len() - 1]);
     let whole = match (weight.coding.scheme(), how) {
@@ -234,14 +244,19 @@ fn check(weight: &Weight, how: Cut, ranks: usize) -> Result<Vec<usize>> {
         (Some(Scheme::Blocks(_)), Cut::Outputs) => true,
         (Some(Scheme::Blocks(dtype)), Cut::Inputs) => (input as u64).is_multiple_of(dtype.block_len()),
     };
-    if whole { Ok(part) } else { Err(uneven(weight, "what shares a scale or a word", ranks)) }
+    if whole { Ok(part) } else { Err(uneven(weight, "what shares a scale or a word", ranks, coarse(weight))) }
 }
 
-fn uneven(weight: &Weight, what: &str, ranks: usize) -> anyhow::Error {
-    hint(
-        format!("`{}` cannot be cut for {ranks} ranks: {what} does not divide", weight.name),
-        "use fewer `--ranks`, or quantize with a smaller `--group-size`",
-    )
+/// What to do where parts would be smaller than what shares a scale.
+fn coarse(weight: &Weight) -> &'static str {
+    match weight.coding.scheme() {
+        Some(Scheme::W4A16 { .. }) => "use fewer `--ranks`, or quantize with a smaller `--group-size`",
+        _ => "use fewer `--ranks`",
+    }
+}
+
+fn uneven(weight: &Weight, what: &str, ranks: usize, remedy: &str) -> anyhow::Error {
+    hint(format!("`{}` cannot be cut for {ranks} ranks: {what} does not divide", weight.name), remedy)
 }
 
 fn fused_plane(weight: &Weight) -> Result<Plane> {
