@@ -107,36 +107,6 @@ fn an_instruction_tuned_model_ends_turns() {
 }
 
 #[test]
-fn ranks_that_do_not_belong_together_are_refused() {
-    let scratch = Scratch::new();
-    let out = scratch.path("out");
-    let source = scratch.testdata("meta-tiny");
-    let rank = |number: usize| source.join(format!("consolidated.{number:02}.pth"));
-    fs::rename(rank(3), scratch.path("aside")).unwrap();
-    run(&mut convert(&source, &out, "")).refused(&["rank 3 of ranks 0 to 7", "fetch the missing file"]);
-    fs::rename(scratch.path("aside"), rank(3)).unwrap();
-    fs::rename(rank(7), scratch.path("aside")).unwrap();
-    run(&mut convert(&source, &out, "")).refused(&["do not divide among 7 ranks"]);
-    // A rank of a model of the same shape.
-    let mut other = fs::read(scratch.path("aside")).unwrap();
-    let norm = final_norm();
-    let at = other.windows(norm.len()).position(|bytes| bytes == norm).unwrap();
-    other[at] ^= 1;
-    fs::write(rank(7), other).unwrap();
-    run(&mut convert(&source, &out, ""))
-        .refused(&["differs between `consolidated.00.pth` and `consolidated.07.pth`", "not from the same model"]);
-    assert_nothing(&out);
-}
-
-/// The bytes of meta-tiny's final norm, which every rank has.
-fn final_norm() -> Vec<u8> {
-    let scratch = Scratch::new();
-    let out = scratch.path("out");
-    run(&mut convert(&testdata("meta-tiny"), &out, "")).ok();
-    weights(&out)["language_model.model.norm.weight"].data.clone()
-}
-
-#[test]
 fn a_value_that_is_not_finite_is_named_with_the_file_of_its_rank() {
     let scratch = Scratch::new();
     let source = scratch.testdata("meta-tiny");
@@ -368,6 +338,18 @@ fn formats_change_exactly_or_are_refused() {
         .unwrap()
         .1;
     assert_eq!((floats(clamped)[7], floats(clamped)[9]), (65504.0, -65504.0));
+}
+
+#[test]
+fn a_file_that_was_named_may_have_its_output_beside_it() {
+    let scratch = Scratch::new();
+    let source = scratch.checkpoint("source", &Spec { shards: Shards::Single, ..tiny() });
+    let (file, beside, before) = (source.join("model.safetensors"), source.join("beside"), weights(&source));
+    run(&mut convert(&source, &beside, "")).refused(&["lies inside the source"]);
+    run(&mut convert(&file, &file, "--force")).refused(&["is the source itself"]);
+    assert_nothing(&beside);
+    run(&mut convert(&file, &beside, "")).ok();
+    assert_eq!(weights(&beside), before);
 }
 
 #[test]

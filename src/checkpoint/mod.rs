@@ -116,6 +116,8 @@ pub struct Checkpoint {
     config: Option<(&'static str, Vec<u8>)>,
     sides: Vec<SideFile>,
     unlisted: Vec<String>,
+    /// A file was opened by its own path, and not its folder.
+    is_by_file: bool,
     /// The names of all files, if they lie elsewhere and only headers are here.
     elsewhere: Option<Vec<String>>,
 }
@@ -159,12 +161,13 @@ impl Checkpoint {
             if gguf::is_gguf(path)? {
                 let parent = parent_of(path);
                 let folder = Folder::open(parent)?;
-                return Self::assemble(parent, None, gguf::open_file(path, &gguf::from_folder(&folder))?);
+                let checkpoint = Self::assemble(parent, None, gguf::open_file(path, &gguf::from_folder(&folder))?)?;
+                return Ok(Self { is_by_file: true, ..checkpoint });
             }
             let part = if ranks::is_torch(path)? { torch::open(path, path)? } else { safetensors::open(path, path)? };
             let parent = parent_of(path);
             let config = Folder::open(parent)?.config(std::slice::from_ref(&part))?;
-            Self::assemble(parent, config, vec![part])
+            Ok(Self { is_by_file: true, ..Self::assemble(parent, config, vec![part])? })
         }
     }
 
@@ -234,12 +237,20 @@ impl Checkpoint {
             (name, content)
         });
         let folder = path.to_path_buf();
-        Ok(Self { folder, files, maps, heads, tensors, config, sides, unlisted, elsewhere: None })
+        Ok(Self { folder, files, maps, heads, tensors, config, sides, unlisted, is_by_file: false, elsewhere: None })
     }
 
     /// The folder that the files lie in, as the user wrote it (`.` for a bare file name).
     pub fn folder(&self) -> &Path {
         &self.folder
+    }
+
+    /// What the user named: the folder, or the files of a model of which one was opened by its own path.
+    pub fn named(&self) -> Vec<&Path> {
+        match self.is_by_file {
+            true => self.files.iter().map(|file| file.path.as_path()).collect(),
+            false => vec![&self.folder],
+        }
     }
 
     /// The files with tensors, sorted by name.

@@ -64,7 +64,7 @@ impl Job<'_> {
         // A source that lies elsewhere has no folder to keep apart from.
         match self.model.checkpoint.is_elsewhere() {
             true => partial::check_free(self.out, self.existing),
-            false => partial::check_destination(self.out, self.model.checkpoint.folder(), self.existing),
+            false => partial::check_destination(self.out, &self.model.checkpoint.named(), self.existing),
         }
     }
 

@@ -57,12 +57,13 @@ fn partial_path(out: &Path) -> Result<PathBuf> {
     Ok(out.with_file_name(name))
 }
 
-/// Refuses an output that lies inside the source (or the source inside it), or that is in the way.
+/// Refuses an output that is one of the sources, or lies inside one (or the source inside it), or that is in the way.
 ///
 /// # Errors
 /// Says which.
-pub fn check_destination(out: &Path, source: &Path, existing: Existing) -> Result<()> {
-    check_apart(out, &partial_path(out)?, source)?;
+pub fn check_destination(out: &Path, sources: &[&Path], existing: Existing) -> Result<()> {
+    let folder = partial_path(out)?;
+    sources.iter().try_for_each(|source| check_apart(out, &folder, source))?;
     check_free(out, existing)
 }
 
@@ -127,6 +128,9 @@ fn parent(path: &Path) -> &Path {
 fn check_apart(out: &Path, folder: &Path, source: &Path) -> Result<()> {
     let source_real = source.canonicalize().with_context(|| format!("looking up `{}`", source.display()))?;
     let (out_real, folder_real) = (resolve(out)?, resolve(folder)?);
+    if out_real == source_real {
+        return Err(hint(format!("`{}` is the source itself", out.display()), "choose another output"));
+    }
     if out_real.starts_with(&source_real) {
         return Err(hint(
             format!("the output `{}` lies inside the source `{}`", out.display(), source.display()),
