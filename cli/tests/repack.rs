@@ -244,6 +244,7 @@ fn a_balanced_placement_is_recorded_applied_to_the_router_and_undone() {
     let again = scratch.path("again");
     run(repack(&out, &again, &flags).args(["--redundant-experts", "4"])).ok();
     assert_same_tensors(&out, &again, "again");
+    assert_eq!(read_json(&again.join("expert_placement.json")), placement);
     // A record of another model is refused.
     let copy = scratch.path("copy");
     common::copy_folder(&source, &copy);
@@ -346,6 +347,13 @@ fn what_does_not_fit_is_not_written_and_the_context_that_does_is_told() {
     assert_eq!(with(most + 1, "--ignore-fit").code, Some(0));
     let done = run(&mut repack(&source, &out, &flags.replace("4.5GiB", "1GiB")));
     assert_eq!((done.code, &done.json()["fit"]["context_max"]), (Some(1), &json!(0)));
+    for (more, reason) in [
+        ("--gpu-memory 1GiB", "it does not fit; not even the weights do"),
+        ("--gpu-memory 8GiB --sequences 1000000000", "it does not fit; no context does with so many sequences"),
+    ] {
+        let done = run(&mut repack(&source, &out, &format!("--layout scout-1xh100 --dry-run {more}")));
+        assert!(done.code == Some(1) && done.stdout.contains(reason), "{}", done.stdout);
+    }
     run(&mut repack(&source, &out, &format!("{flags} --ignore-fit"))).ok();
     assert!(out.exists());
 }
@@ -379,6 +387,12 @@ fn what_makes_no_sense_is_refused_with_a_way_out() {
     fs::write(&stats, r#"{"schema":"something/1","layers":[]}"#).unwrap();
     refused(&balanced, &["something/1", "docs/repack.md"]);
     refused("--layout hf --memory 1M", &["memory bound"]);
+    refused("--layout tp8 --ranks 2 --shard-size 1M", &["`--shard-size` has no meaning", "hint"]);
+    // A pipe would keep it waiting, and a device has no end.
+    fs::remove_file(&stats).unwrap();
+    assert!(std::process::Command::new("mkfifo").arg(&stats).status().unwrap().success());
+    refused(&balanced, &["loads.json", "not a regular file"]);
+    refused(&balanced.replace(stats.to_str().unwrap(), "/dev/zero"), &["/dev/zero", "not a regular file"]);
 }
 
 #[test]

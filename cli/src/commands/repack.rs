@@ -80,7 +80,7 @@ pub(crate) struct Arguments {
     /// Write the output even if it does not fit
     #[arg(long)]
     ignore_fit: bool,
-    /// Most bytes of weights in one output file [default: 5GB for hf, 20GB otherwise]
+    /// Most bytes of weights in one output file [default: 5GB for hf, 20GB otherwise; tp8 has one file for each rank]
     #[arg(long, value_name = "SIZE")]
     shard_size: Option<Size>,
     #[command(flatten)]

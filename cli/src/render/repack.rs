@@ -72,7 +72,8 @@ fn fit(fit: &Fit) -> String {
     }
     let verdict = if fit.fits { "it fits" } else { "it does not fit" };
     let most = match fit.context_max {
-        0 => "not even the weights do".to_owned(),
+        0 if fit.weights_bytes_per_gpu > fit.device.usable_bytes => "not even the weights do".to_owned(),
+        0 => "no context does with so many sequences".to_owned(),
         most => format!("the longest context that does is {}", grouped(most)),
     };
     text + &format!("fit      {verdict}; {most}\n")

@@ -4,9 +4,9 @@
 
 use serde::Serialize;
 
-use super::Options;
 use super::layout::{Layout, Orders};
 use super::placement::slots;
+use super::{Options, Placement};
 use crate::llama4::memory::{BF16_BYTES, Device, cannot_split, context, is_replicated, kv_cache};
 use crate::llama4::{Llama4, Role, Weight};
 use crate::output::repacking::EXPERT_ROLES;
@@ -35,7 +35,7 @@ pub struct Fit {
     pub kv_bytes_per_gpu: u64,
     /// Whether all of it fits.
     pub fits: bool,
-    /// The longest context with which so many sequences fit; 0 if the weights alone do not.
+    /// The longest context with which so many sequences fit; 0 if none does, or not even the weights.
     pub context_max: u64,
     /// What was assumed.
     pub notes: Vec<String>,
@@ -43,7 +43,13 @@ pub struct Fit {
 
 impl Fit {
     /// Of what `options` ask for; `None` for a layout that is for no GPUs in particular.
-    pub(super) fn new(options: &Options, model: &Llama4, orders: &Orders, gpus: usize) -> Option<Self> {
+    pub(super) fn new(
+        options: &Options,
+        model: &Llama4,
+        orders: &Orders,
+        placement: Option<&Placement>,
+        gpus: usize,
+    ) -> Option<Self> {
         if options.layout == Layout::Hf {
             return None;
         }
@@ -54,7 +60,17 @@ impl Fit {
         if let Some(reason) = &unsplit {
             notes.push(format!("{reason}: counted as if every GPU held all of attention and cache"));
         }
-        let weights_bytes_per_gpu = weights_per_gpu(options.layout, model, orders, gpus, unsplit.is_some());
+        if let Some(Placement { redundant_experts: extra @ 1.., experts, .. }) = placement {
+            notes.push(format!(
+                "layers with experts have {extra} copies besides the {experts}: all of them are counted"
+            ));
+        }
+        let shared = shared_per_gpu(options.layout, model, gpus, unsplit.is_some());
+        let experts = match options.layout {
+            Layout::Ranks => experts_per_gpu(model, orders, placement, gpus),
+            _ => 0,
+        };
+        let weights_bytes_per_gpu = shared.saturating_add(experts);
         let cache = kv_cache(text);
         let (kv_dtype, number) = if options.kv_fp8 { ("fp8", 1) } else { ("bf16", BF16_BYTES) };
         let heads = text.num_key_value_heads as u64;
@@ -86,8 +102,8 @@ impl Fit {
     }
 }
 
-/// Weights on the fullest GPU.
-fn weights_per_gpu(layout: Layout, model: &Llama4, orders: &Orders, gpus: usize, attention_whole: bool) -> u64 {
+/// Weights on every GPU but for experts that the layout gives to one rank each.
+fn shared_per_gpu(layout: Layout, model: &Llama4, gpus: usize, attention_whole: bool) -> u64 {
     let whole = |weight: &Weight| {
         let attention = weight.role.is_attention() || weight.role == Role::AttentionBias;
         is_replicated(weight.role, &weight.shape) || (attention && attention_whole)
@@ -97,19 +113,28 @@ fn weights_per_gpu(layout: Layout, model: &Llama4, orders: &Orders, gpus: usize,
         let bytes = model.stored_bytes(weight);
         if whole(weight) { bytes } else { bytes.div_ceil(gpus as u64) }
     });
-    let shared = shared.fold(0, u64::saturating_add);
-    if !by_experts {
-        return shared;
-    }
+    shared.fold(0, u64::saturating_add)
+}
+
+/// Experts on the GPU that has most of them. A copy of an expert takes as much memory as the expert: an engine that makes copies
+/// keeps weights for every place.
+fn experts_per_gpu(model: &Llama4, orders: &Orders, placement: Option<&Placement>, gpus: usize) -> u64 {
+    let stored = |layer: usize, expert: usize| {
+        let weights = EXPERT_ROLES.iter().filter_map(|&role| model.weight(role, Some(layer), Some(expert)));
+        weights.map(|weight| model.stored_bytes(weight)).fold(0, u64::saturating_add)
+    };
+    let layers = placement.map_or(&[][..], |placement| &placement.layers);
     // Experts of a layer differ in size if they differ in their scheme, so they are added up rank by rank.
     let mut ranks = vec![0_u64; gpus];
     for (&layer, order) in orders {
-        for (rank, bytes) in ranks.iter_mut().enumerate() {
-            for &expert in &order[slots(order.len(), gpus, rank)] {
-                let stored = EXPERT_ROLES.iter().filter_map(|&role| model.weight(role, Some(layer), Some(expert)));
-                *bytes = stored.map(|weight| model.stored_bytes(weight)).fold(*bytes, u64::saturating_add);
-            }
+        let bytes: Vec<u64> = order.iter().map(|&expert| stored(layer, expert)).collect();
+        let redundant = layers.iter().find(|placed| placed.layer == layer).and_then(|placed| placed.redundant.as_ref());
+        for (rank, sum) in ranks.iter_mut().enumerate() {
+            *sum = match redundant {
+                Some(copies) => copies.on_rank(gpus, rank).iter().map(|&at| bytes[at]).fold(*sum, u64::saturating_add),
+                None => bytes[slots(order.len(), gpus, rank)].iter().copied().fold(*sum, u64::saturating_add),
+            };
         }
     }
-    shared.saturating_add(ranks.into_iter().max().unwrap_or(0))
+    ranks.into_iter().max().unwrap_or(0)
 }

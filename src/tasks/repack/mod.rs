@@ -99,7 +99,8 @@ impl<'a> Job<'a> {
         model.require_complete()?;
         let ranks = ranks(options, &model)?;
         let source = order::of_source(&model)?;
-        let placement = order::asked_for(options, &model, &source, ranks)?;
+        check_redundant(options, &model, ranks)?;
+        let placement = order::asked_for(options, &model, &source, ranks)?.map(in_own_numbers);
         let is_own = |order: &Vec<usize>| order.iter().copied().eq(0..order.len());
         let was_moved = !source.values().all(is_own);
         let orders = order::compose(source, placement.as_ref());
@@ -114,7 +115,7 @@ impl<'a> Job<'a> {
                 None => "the source's experts were moved; the output has them in the model's own order again".into(),
             });
         }
-        let fit = Fit::new(options, &model, &orders, ranks);
+        let fit = Fit::new(options, &model, &orders, placement.as_ref(), ranks);
         let settings = settings(options, ranks, &orders, placement.as_ref());
         let mut job =
             Self { options, model, ranks, orders, placement, fit, plan, companions: Vec::new(), settings, warnings };
@@ -284,6 +285,32 @@ fn ranks(options: &Options, model: &Llama4) -> Result<usize> {
     Ok(ranks)
 }
 
+/// Refuses more copies of experts than ranks have use for: a second copy on one rank only takes memory.
+fn check_redundant(options: &Options, model: &Llama4, ranks: usize) -> Result<()> {
+    let (experts, extra) = (model.config.text.num_local_experts, options.redundant_experts);
+    let most = placement::redundant_max(experts, ranks);
+    if options.statistics.is_none() || extra <= most {
+        return Ok(());
+    }
+    Err(hint(
+        format!("`--redundant-experts {extra}`: {experts} experts on {ranks} ranks have use for at most {most} copies"),
+        match most {
+            0 => "leave `--redundant-experts` out".into(),
+            most => format!("use at most `--redundant-experts {most}`, which puts every expert on every rank"),
+        },
+    ))
+}
+
+/// The placement with its copies of experts by the numbers that the output gives to experts: whoever loads it knows no others.
+fn in_own_numbers(mut placement: Placement) -> Placement {
+    for LayerPlacement { order, redundant, .. } in &mut placement.layers {
+        if let Some(redundant) = redundant {
+            redundant.renumber(order, placement.ranks);
+        }
+    }
+    placement
+}
+
 /// Refuses what cannot be cut into rank shards, and to do with shards what needs whole tensors.
 fn check_shards(options: &Options, model: &Llama4, orders: &Orders, ranks: usize) -> Result<()> {
     if options.layout != Layout::Hf {
@@ -291,6 +318,9 @@ fn check_shards(options: &Options, model: &Llama4, orders: &Orders, ranks: usize
     }
     if options.layout != Layout::Shards {
         return Ok(());
+    }
+    if options.shard_bytes_max.is_some() {
+        return Err(hint("`--shard-size` has no meaning for rank shards", "leave it out: every rank has one file"));
     }
     let text = &model.config.text;
     if !text.num_attention_heads.is_multiple_of(ranks) || !text.num_key_value_heads.is_multiple_of(ranks) {
