@@ -3,7 +3,8 @@
 //! The machine below knows plain values, plain containers, and the handful of names that stand for tensors. A name that
 //! it does not know is refused at once, with the name, before anything could be done with it. Nothing is called, nothing
 //! is imported. Memory is bounded: the machine is a loop without recursion, no instruction makes more than one value, strings
-//! are borrowed, and instructions, tensors and names are as many and as long as a checkpoint could need. Opcodes: Python 3.13, `Lib/pickletools.py`; names: PyTorch 2.13, `torch/_weights_only_unpickler.py`.
+//! are borrowed, and instructions, tensors and names are as many and as long as a checkpoint could need.
+//! Opcodes: Python 3.13, `Lib/pickletools.py`; names: PyTorch 2.13, `torch/_weights_only_unpickler.py`.
 
 use std::collections::HashMap;
 

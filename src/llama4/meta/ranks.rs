@@ -3,7 +3,7 @@
 //! Names of files can be wrong, so what tensors say is compared: a few shapes when a checkpoint is opened, a few bytes of each
 //! file before its weights are read.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use anyhow::{Result, bail};
 use xxhash_rust::xxh3::Xxh3;
@@ -171,15 +171,15 @@ impl Llama4 {
         let mut by_key: HashMap<&str, TensorId> = HashMap::new();
         let mut ids: Vec<TensorId> = (0..checkpoint.tensors().len()).collect();
         ids.sort_by_key(|&id| (checkpoint.tensors()[id].file, id));
-        let replicated: HashMap<String, ()> = expected(&self.config)
+        let replicated: HashSet<String> = expected(&self.config)
             .iter()
             .flat_map(places)
             .filter(|place| place.split == Split::Replicated)
-            .map(|place| (place.key, ()))
+            .map(|place| place.key)
             .collect();
         for id in ids {
             let (key, tensor) = (key_of(checkpoint, id), &checkpoint.tensors()[id]);
-            if tensor.bytes > COMPARED_BYTES_MAX || !replicated.contains_key(key) {
+            if tensor.bytes > COMPARED_BYTES_MAX || !replicated.contains(key) {
                 continue;
             }
             let first = *by_key.entry(key).or_insert(id);

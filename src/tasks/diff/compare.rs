@@ -126,11 +126,11 @@ fn same_in_parts(whole: Side<'_>, split: Side<'_>) -> bool {
 
 /// Compares a tensor with its parts, which have it whole, or each some of its rows, or each some of its columns.
 fn same_joined((model, id): (&Llama4, TensorId), (split, parts): (&Llama4, &[TensorId])) -> bool {
-    let info = |model: &'_ Llama4, id: TensorId| {
-        let info = &model.checkpoint.tensors()[id];
-        (info.dtype, info.shape.first().copied().unwrap_or(1).max(1), info.bytes)
-    };
-    let ((dtype, rows, bytes), (theirs, their_rows, their_bytes)) = (info(model, id), info(split, parts[0]));
+    let [(dtype, rows, bytes), (theirs, their_rows, their_bytes)] =
+        [(model, id), (split, parts[0])].map(|(model, id)| {
+            let info = &model.checkpoint.tensors()[id];
+            (info.dtype, info.shape.first().copied().unwrap_or(1).max(1), info.bytes)
+        });
     if matches!(model.expectation(id), Expectation::Shape(..)) {
         // A part has the shape of a part, and it was held against the model when it was opened.
         return true;
